@@ -1,0 +1,43 @@
+# make setup        .venv with everything in it; all other targets see to it themselves
+# make quickstart   fetch, fine-tune, evaluate, show (ARGS="..." goes to `mmlm quickstart`)
+# make test         the fast tests (ARGS="..." goes to pytest)
+# make test-slow    the slow ones;  make test-all: both
+# make check        format, lint, types; not the tests, which .ci/run would then run twice
+# make clean        removes what make made here, .venv too; runs/ and the cache folder stay
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+# Waiting OpenMP threads spin; where another process wants the core, that makes torch 5 to 15 times slower.
+export GOMP_SPINCOUNT = 0
+
+.PHONY: setup quickstart test test-slow test-all check clean
+
+setup: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mmlm needs Python 3.11 or newer and $(PYTHON) is %d.%d; name a newer one: make setup PYTHON=python3.12" % sys.version_info[:2])'
+	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -e ".[quickstart,dev]"
+	touch $@
+
+quickstart: setup
+	$(BIN)/mmlm quickstart $(ARGS)
+
+test: setup
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-all: test test-slow
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv build *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,233 @@
+"""The command line: what it lists, what it costs, what it says when something goes wrong."""
+
+import argparse
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmlm import cli
+
+ROOT = Path(__file__).parents[2]
+
+# Frozen: whoever changes a line here changes what people have in their scripts.
+COMMAND_LINE = """\
+mmlm ask IMAGE QUESTION --model
+mmlm caption IMAGE... --model
+mmlm finetune CONFIG ...
+mmlm quickstart
+mmlm upcycle SRC DST --experts --top-k
+"""
+
+TOY_VERBS = '''
+import errno, sys
+
+def toy(parser):
+    """Plays with blocks.
+
+    At length."""
+    parser.add_argument("what", nargs="?", default="play")
+    parser.add_argument("--colour")
+    parser.set_defaults(run=lambda args: globals()[args.what](args))
+
+def play(args): print("played", args.colour)
+def three(args): return 3
+def value(args): raise ValueError("the field 'colour' is 'mauve',\\n  but must be red")
+def missing(args): open("no-such-toy.txt")
+def bare(args): raise OSError("the hub does not answer")
+def full(args): raise OSError(errno.ENOSPC, "No space left on device", "runs/toy/adapter.safetensors")
+def rust(args): raise Exception('Error while serializing: I/O error: No space left on device (os error 28)')
+def absent(args): import no_such_library
+def memory(args): raise MemoryError
+def interrupt(args): raise KeyboardInterrupt
+def bug(args): raise KeyError("colour")
+def shout(args): sys.stdout.writelines("toy\\n" for _ in range(100_000))
+nothing = 7
+'''
+
+TOY_ENTRY_POINTS = """
+[mmlm.commands]
+toy = toy_verbs:toy
+unloadable = no_such_toys:toy
+unnamed = toy_verbs:no_such_verb
+uncallable = toy_verbs:nothing
+caption = toy_verbs:toy
+"""
+
+
+@pytest.fixture
+def toys(tmp_path, monkeypatch):
+    """A folder on sys.path in which another distribution, `toys`, adds verbs, three of them broken."""
+    info = tmp_path / "toys-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toys\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(TOY_ENTRY_POINTS)
+    (tmp_path / "toy_verbs.py").write_text(TOY_VERBS)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "toy_verbs", raising=False)
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch):
+    """Restores, after the test, the variables that `main` sets."""
+    for name in ("GOMP_SPINCOUNT", "TOKENIZERS_PARALLELISM"):
+        monkeypatch.setenv(name, "kept")
+
+
+def mmlm(*words, **options):
+    command = [sys.executable, "-m", "mmlm", *words]
+    return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=60, **options)
+
+
+def line_of(action):
+    """An argument in one word: IMAGE, IMAGE..., [IMAGE] or --option."""
+    if action.option_strings:
+        return action.option_strings[-1]
+    name = str(action.metavar or action.dest).upper()
+    return {"+": f"{name}...", "*": f"[{name}...]", "?": f"[{name}]", argparse.REMAINDER: "..."}.get(action.nargs, name)
+
+
+def test_command_line_is_frozen():
+    lines = []
+    for name, entry in cli.find_verbs().items():
+        if entry.dist.name == cli.DISTRIBUTION:
+            actions = cli.verb_parser(entry)._actions[1:]  # without -h
+            lines.append(" ".join(["mmlm", name, *map(line_of, actions)]))
+    assert "\n".join(lines) + "\n" == COMMAND_LINE
+
+
+def test_help_lists_the_verbs_without_torch():
+    code = """
+        import sys
+        from mmlm.cli import main
+        assert main(["--help"]) == 0
+        heavy = {"torch", "transformers", "numpy", "PIL"} & sys.modules.keys()
+        assert not heavy, heavy
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, text=True, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    for verb in ("ask", "caption", "finetune", "quickstart", "upcycle"):
+        assert f"\n  {verb} " in done.stdout
+    assert "broken" not in done.stdout
+
+
+def test_runs_as_a_module():
+    done = mmlm("--version")
+    assert (done.returncode, done.stdout) == (0, "mmlm 0.1.0\n")
+
+
+def test_no_verb_is_misuse(capsys):
+    assert cli.main([]) == 2
+    assert "usage: mmlm" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("word", "answer"),
+    [
+        ("quikstart", "mmlm: no verb 'quikstart', did you mean 'quickstart'?; mmlm --help lists what there is\n"),
+        ("xyzzy", "mmlm: no verb 'xyzzy'; mmlm --help lists what there is\n"),
+        ("--vresion", "mmlm: no option '--vresion'; mmlm --help lists what there is\n"),
+    ],
+)
+def test_unknown_verb(word, answer, capsys):
+    assert cli.main([word]) == 2
+    assert capsys.readouterr() == ("", answer)
+
+
+def test_other_packages_add_verbs(toys, capsys):
+    assert cli.main(["toy", "--colour", "red"]) == 0
+    assert cli.main(["toy", "three"]) == 3
+    assert capsys.readouterr().out == "played red\n"
+
+
+def test_other_packages_replace_none_of_ours(toys):
+    assert cli.find_verbs()["caption"].dist.name == cli.DISTRIBUTION
+
+
+def test_broken_verbs_leave_the_others_alone(toys, capsys):
+    assert cli.main(["--help"]) == 0
+    listing = capsys.readouterr().out
+    assert "  toy         Plays with blocks.\n" in listing
+    assert "  unloadable  broken (no_such_toys:toy): ModuleNotFoundError: No module named 'no_such_toys'\n" in listing
+    assert "  unnamed     broken (toy_verbs:no_such_verb): AttributeError: " in listing
+    assert "  uncallable  broken (toy_verbs:nothing): TypeError: not a function\n" in listing
+    assert cli.main(["unloadable"]) == 1
+    assert capsys.readouterr().err.startswith("mmlm: the verb 'unloadable' is broken (no_such_toys:toy): ")
+
+
+def test_help_of_a_verb_is_its_docstring(toys, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["toy", "--help"])
+    assert "Plays with blocks.\n\nAt length.\n" in capsys.readouterr().out
+
+
+def test_unknown_argument_of_a_verb(toys, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["toy", "--color=red"])
+    assert "mmlm toy: error: unknown argument '--color', did you mean '--colour'?\n" in capsys.readouterr().err
+
+
+ERRORS = {
+    "value": (1, "the field 'colour' is 'mauve', but must be red"),
+    "missing": (1, "no-such-toy.txt: No such file or directory"),
+    "bare": (1, "the hub does not answer"),
+    "full": (1, "no space left on the disk for runs/toy/adapter.safetensors: make some, then run this again"),
+    "absent": (1, "No module named 'no_such_library'; pip install -e \".[quickstart]\" brings all that mmlm uses"),
+    "memory": (1, "out of memory"),
+    "interrupt": (130, "interrupted: what was finished is kept"),
+}
+
+
+@pytest.mark.parametrize("what", ERRORS)
+def test_errors_are_one_line(what, toys, capsys):
+    status, message = ERRORS[what]
+    assert cli.main(["toy", what]) == status
+    assert capsys.readouterr() == ("", f"mmlm: {message}\n")
+
+
+def test_a_full_disk_is_known_by_its_words_too(toys, capsys):
+    assert cli.main(["toy", "rust"]) == 1
+    assert capsys.readouterr().err.startswith("mmlm: no space left on the disk for Error while serializing")
+
+
+@pytest.mark.parametrize(
+    "words", [["--debug", "toy", "value"], ["toy", "--debug", "value"], ["toy", "value", "--debug"]]
+)
+def test_debug_shows_the_traceback(words, toys, capsys):
+    assert cli.main(words) == 1
+    assert "Traceback (most recent call last):\n" in capsys.readouterr().err
+
+
+def test_a_bug_is_raised(toys):
+    with pytest.raises(KeyError, match="colour"):
+        cli.main(["toy", "bug"])
+
+
+def test_a_reader_that_goes_away_hears_nothing(toys):
+    command = [sys.executable, "-c", "import sys, mmlm.cli; sys.exit(mmlm.cli.main(['toy', 'shout']))"]
+    path = {"PYTHONPATH": f"{toys}:{ROOT}"}
+    with subprocess.Popen(command, env=path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout.readline() == "toy\n"
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(timeout=60) == 141
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, "0"), ("3000", "3000")])
+def test_openmp_does_not_spin_unless_told_to(before, after, toys, monkeypatch, capsys):
+    monkeypatch.delenv("GOMP_SPINCOUNT") if before is None else monkeypatch.setenv("GOMP_SPINCOUNT", before)
+    cli.main(["toy"])
+    assert cli.os.environ["GOMP_SPINCOUNT"] == after
+
+
+@given(st.lists(st.sampled_from(["--debug", "--", "a", "-b"])))
+def test_a_flag_is_taken_wherever_it_stands_before_the_dashes(words):
+    end = words.index("--") if "--" in words else len(words)
+    left = list(words)
+    assert cli.take_flag(left, "--debug") == ("--debug" in words[:end])
+    assert left == [word for word in words[:end] if word != "--debug"] + words[end:]
