@@ -1,0 +1,88 @@
+"""The feature cache: what a frozen encoder gives for an image is computed once and kept on disk.
+
+One safetensors file an image, named by a hash of its pixels, in a folder named by a hash of the vision settings and
+weights. Files are written under a temporary name and renamed, so a kill or a second writer leaves whole files only.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from vision.encoder import Features, VisionEncoder
+from vision.images import Source, open_image
+
+
+class FeatureCache:
+    """Features of images, encoded at most once.
+
+    Args:
+        encoder: what encodes them.
+        folder: where they are kept; created if absent.
+    """
+
+    def __init__(self, encoder: VisionEncoder, folder: str | os.PathLike[str]) -> None:
+        self.encoder = encoder
+        self.folder = Path(folder) / settings_key(encoder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def add(self, image: Source) -> str:
+        """Makes sure that the image's features are on disk, and returns the key to `load` them by."""
+        picture = open_image(image)
+        key = pixels_key(picture)
+        if not self._path(key).exists():
+            self._write(key, self.encoder.encode(picture))
+        return key
+
+    def load(self, key: str) -> Features:
+        """The features of an image `add`ed before. ValueError if the file is damaged (it is then removed)."""
+        path = self._path(key)
+        try:
+            stored = load_file(path)
+        except SafetensorError as error:
+            path.unlink(missing_ok=True)
+            raise ValueError(f"{path}: damaged, and removed; run the same again to encode its image anew") from error
+        count = len(stored) // 2
+        return Features(
+            tuple(stored[f"values{i}"] for i in range(count)),
+            tuple(stored[f"places{i}"].long() for i in range(count)),
+        )
+
+    def _path(self, key: str) -> Path:
+        return self.folder / key[:2] / f"{key}.safetensors"
+
+    def _write(self, key: str, features: Features) -> None:
+        path = self._path(key)
+        path.parent.mkdir(exist_ok=True)
+        tensors = {f"values{i}": value.cpu().contiguous() for i, value in enumerate(features.values)}
+        tensors |= {f"places{i}": place.to(torch.int16) for i, place in enumerate(features.places)}
+        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
+        os.close(handle)
+        try:
+            save_file(tensors, name)
+            os.replace(name, path)
+        finally:
+            Path(name).unlink(missing_ok=True)
+
+
+def pixels_key(image: Image.Image) -> str:
+    """A hash of an RGB image's size and pixels."""
+    return hashlib.blake2b(repr(image.size).encode() + image.tobytes(), digest_size=16).hexdigest()
+
+
+def settings_key(encoder: VisionEncoder) -> str:
+    """A hash of all that features depend on beside the image: backbone, its weights and dtype, pyramid, detail."""
+    digest = hashlib.blake2b(digest_size=8)
+    weights = encoder.backbone.state_dict()
+    digest.update(json.dumps([encoder.backbone.name, asdict(encoder.pyramid), encoder.detail]).encode())
+    for name, tensor in sorted(weights.items()):
+        digest.update(f"{name} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,261 @@
+"""The only door for pixels: whatever holds an image comes out as a loaded 8-bit RGB `PIL.Image.Image`, or not at all.
+
+Legend: H height, W width, in pixels.
+"""
+
+import io
+import os
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.client import HTTPException
+from typing import Any, BinaryIO, TypeAlias
+from urllib.error import HTTPError
+
+import numpy as np
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+
+Source: TypeAlias = (
+    str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | np.ndarray[Any, np.dtype[Any]]
+)
+
+MAX_PIXELS = 178_956_970
+"""Most pixels (H*W) an image may have: half a GiB as RGB. Checked on the header, whatever Pillow's own globals say."""
+
+URL_SECONDS = 20.0
+"""Longest wait, in seconds, for a server to answer or to send its next bytes."""
+
+URL_BYTES = 64 * 1024 * 1024
+"""Most bytes read from a URL."""
+
+_DRAWINGS = {"EPS", "WMF"}  # Pillow would start Ghostscript or the system's renderer on these
+_DRAWING_MARKS = (b"<svg", b"%pdf", b"%!ps")
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# Pillow widens or narrows these PNG samples to 8 bits, but leaves the colour that PNG's tRNS chunk calls transparent.
+_KEYS: dict[str, Callable[[Any], Any]] = {
+    "L;2": lambda key: key * 85,
+    "L;4": lambda key: key * 17,
+    "RGB;16B": lambda key: tuple(sample >> 8 for sample in key),
+}
+
+
+class ImageError(ValueError):
+    """An image that cannot be taken: the message names it, says why, and how to mend it."""
+
+
+def open_image(source: Source, *, urls: bool = False) -> Image.Image:
+    """Open `source` as a new, fully loaded RGB image, upright and opaque.
+
+    `source` is a path; the bytes of an image file; a binary file object (read from its start, left open); an http(s)
+    URL if `urls` allows it; a PIL image (left as it is; its current frame); or an array [H, W] or [H, W, 1 | 3 | 4] of
+    uint8, uint16, bool, or floats in 0..1.
+
+    EXIF orientation is applied; alpha and transparent colours are composited on white; 16-bit samples are scaled, not
+    clipped, mode "I" holding 16-bit samples and mode "F" 0..1; CMYK, YCbCr, LAB and palettes are converted; of an
+    animation the first frame is taken. Metadata is dropped, so that opening the result again changes nothing.
+
+    Raises `ImageError` for everything else: missing, unreadable, empty, cut short, not an image, a drawing (SVG, PDF,
+    EPS), without pixels, or of more than `MAX_PIXELS` (before any of them is decoded).
+    """
+    name = _name(source)
+    match source:
+        case Image.Image():
+            with _refusals(name):
+                return _rgb(source, name)
+        case np.ndarray():
+            return _rgb(_from_array(source, name), name)
+        case bytes() | bytearray() | memoryview():
+            return _decode(io.BytesIO(bytes(source)), name)
+        case str() if source.lower().startswith(("http://", "https://")):
+            if not urls:
+                raise ImageError(f"{name}: URLs are opened only if allowed; pass urls=True, or download it first")
+            return _decode(io.BytesIO(_download(source, name)), name)
+        case str() | os.PathLike():
+            with _open_file(source, name) as file:
+                return _decode(file, name)
+        case _ if hasattr(source, "read"):
+            return _decode(source, name)
+    raise ImageError(f"{name}: not an image; pass a path, bytes, a binary file, a PIL image or a numpy array")
+
+
+def _name(source: Any) -> str:
+    match source:
+        case str() | os.PathLike():
+            name = os.fspath(source) or "<empty path>"
+        case bytes() | bytearray() | memoryview():
+            name = "<bytes>"
+        case np.ndarray():
+            name = "<array>"
+        case Image.Image():
+            name = getattr(source, "filename", "") or "<PIL image>"
+        case _ if hasattr(source, "read"):
+            name = source.name if isinstance(getattr(source, "name", None), str) else "<file>"
+        case _:
+            name = f"<{type(source).__name__}>"
+    name = str(name)
+    return name if len(name) <= 300 else f"{name[:200]}...{name[-50:]}"
+
+
+def _open_file(path: str | os.PathLike[str], name: str) -> BinaryIO:
+    if os.path.isdir(path):
+        raise ImageError(f"{name}: is a folder; name one image file in it")
+    try:
+        return open(path, "rb")
+    except FileNotFoundError as error:
+        raise ImageError(f"{name}: no such file; check the path") from error
+    except PermissionError as error:
+        raise ImageError(f"{name}: may not be read; change its permissions") from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ImageError(f"{name}: cannot be opened ({reason}); check the path") from error
+
+
+def _download(url: str, name: str) -> bytes:
+    try:
+        request = urllib.request.Request(url, headers={"User-Agent": "mmlm"})
+        with urllib.request.urlopen(request, timeout=URL_SECONDS) as response:
+            data: bytes = response.read(URL_BYTES + 1)
+    except (OSError, HTTPException, ValueError) as error:
+        if isinstance(error, HTTPError):
+            error.close()  # it is the server's answer, its socket still open
+        raise ImageError(f"{name}: cannot be fetched ({error}); check the address, or download it first") from error
+    if len(data) > URL_BYTES:
+        raise ImageError(f"{name}: longer than {URL_BYTES:,} bytes; download it and pass its path")
+    return data
+
+
+def _decode(file: BinaryIO, name: str) -> Image.Image:
+    with _refusals(name):
+        try:
+            file.seek(0)
+        except (AttributeError, OSError):  # a pipe or a socket
+            file = io.BytesIO(file.read())
+        start = file.read(1024)
+        if isinstance(start, str):
+            raise ImageError(f"{name}: opened as text; open it with mode 'rb'")
+        if not start:
+            raise ImageError(f"{name}: empty, not one byte; fetch or export it again")
+        try:
+            with Image.open(file) as image:
+                return _rgb(image, name)
+        except UnidentifiedImageError as error:
+            if any(mark in start.lower() for mark in _DRAWING_MARKS):
+                raise _drawing(name) from error
+            raise ImageError(
+                f"{name}: not an image that Pillow can read (it begins with {start[:16]!r}); convert it to PNG or JPEG"
+            ) from error
+
+
+@contextmanager
+def _refusals(name: str) -> Iterator[None]:
+    """Make one `ImageError` of what Pillow raises: on damaged files OSError, SyntaxError, struct.error and others."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(f"{name}: {error} Scale it down first") from error
+    except Exception as error:
+        raise ImageError(
+            f"{name}: cannot be decoded ({type(error).__name__}: {error}); "
+            "it may be damaged or cut short, fetch or export it again"
+        ) from error
+
+
+def _drawing(name: str) -> ImageError:
+    return ImageError(f"{name}: not an image of pixels but a drawing or document; render it to PNG first")
+
+
+def _check_size(width: int, height: int, name: str) -> None:
+    if not (width and height):
+        raise ImageError(f"{name}: {width}x{height}, has no pixels; pass an image of at least 1x1")
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"{name}: {width}x{height}, more than {MAX_PIXELS:,} pixels; scale it down first")
+
+
+def _rgb(image: Image.Image, name: str) -> Image.Image:
+    _check_size(*image.size, name)
+    if image.format in _DRAWINGS:
+        raise _drawing(name)
+    key = image.info.get("transparency")
+    if isinstance(image, ImageFile.ImageFile):
+        if ImageFile.LOAD_TRUNCATED_IMAGES:
+            raise ImageError(
+                f"{name}: PIL.ImageFile.LOAD_TRUNCATED_IMAGES hides that a file is cut short; set it False"
+            )
+        rawmode = image.tile[0].args if image.tile else None
+        if key is not None and isinstance(rawmode, str) and rawmode in _KEYS:
+            key = _KEYS[rawmode](key)
+    image.load()
+    rgb = _flat(image, key, name)
+    turn = _TURNS.get(_orientation(image))
+    rgb = rgb if turn is None else rgb.transpose(turn)
+    rgb.info.clear()
+    return rgb
+
+
+def _flat(image: Image.Image, key: Any, name: str) -> Image.Image:
+    """The pixels on white, as a new RGB image; `key` is the transparent colour, or the palette's alphas, or None."""
+    if image.mode.startswith("I"):
+        samples = np.asarray(image)
+        low, high = int(samples.min()), int(samples.max())
+        if low < 0 or high > 65535:
+            raise ImageError(f"{name}: samples span {low}..{high}; scale them to 16 bits, 0..65535")
+        grey = _eight_bits(samples)
+        if key is not None:
+            grey[samples == key] = 255
+        return Image.fromarray(grey).convert("RGB")
+    if image.mode == "F":
+        return _from_array(np.asarray(image), name).convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("LA") if image.mode == "La" else image.copy()  # converting a palette writes alphas into it
+    if key is not None:
+        image.info["transparency"] = key
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
+
+
+def _orientation(image: Image.Image) -> Any:
+    try:  # only after loading: Pillow turns TIFFs itself and takes the tag away
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # damaged metadata of any kind says nothing about the pixels
+        return None
+
+
+def _from_array(array: np.ndarray[Any, np.dtype[Any]], name: str) -> Image.Image:
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):
+        raise ImageError(
+            f"{name}: shape {array.shape} is not [H, W] or [H, W, 1 | 3 | 4]; pass one image, its channels last"
+        )
+    _check_size(array.shape[1], array.shape[0], name)
+    if array.dtype == np.bool_:
+        array = array * np.uint8(255)
+    elif array.dtype.kind == "f":
+        if not np.isfinite(array).all():
+            raise ImageError(f"{name}: has NaN or infinite values; replace them first")
+        low, high = float(array.min()), float(array.max())
+        if low < 0 or high > 1:
+            raise ImageError(f"{name}: floats span {low:g}..{high:g}; scale them to 0..1 first")
+        array = np.rint(array.astype(np.float32) * 255).astype(np.uint8)
+    elif array.dtype.kind == "u" and array.dtype.itemsize == 2:
+        array = _eight_bits(array)
+    elif array.dtype != np.uint8:
+        raise ImageError(f"{name}: {array.dtype} values; convert to uint8, uint16, bool, or floats in 0..1")
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _eight_bits(samples: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Scale 0..65535 to 0..255: 65535 is 255 * 257, so this rounds to the nearest."""
+    return ((samples.astype(np.uint32) + 128) // 257).astype(np.uint8)
