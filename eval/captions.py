@@ -1,0 +1,140 @@
+"""Caption scores on the scale of the COCO caption evaluation: CIDEr-D, BLEU-1..4, ROUGE-L and exact match.
+
+The numbers are those of pycocoevalcap (arXiv:1504.00325) within 1e-6, tokenizer included (eval/ptb.py), so they stand
+beside published ones. All take plain captions; `references` holds, for each sample, one caption or several.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+from eval.ptb import ptb_tokenize
+
+References = Sequence[Sequence[str] | str]
+Tokens = list[str]
+
+_ORDERS = 4  # n-grams of one to four words
+_SIGMA = 6.0  # CIDEr-D's tolerance for a difference in length
+_BETA = 1.2  # ROUGE-L's weight of recall over precision
+
+
+def caption_scores(hypotheses: Sequence[str], references: References) -> dict[str, float]:
+    """Corpus scores of one hypothesis per sample: `cider` (0..10), `bleu1`..`bleu4` and `rouge_l` (0..1).
+
+    CIDEr here is CIDEr-D (Vedantam et al. 2015, arXiv:1411.5726), the "CIDEr" of every COCO table, where it is often
+    printed times 100: 1.2 here is 120 there. It weighs words by their rarity over the references of this very corpus:
+    a corpus of one sample scores 0. BLEU (Papineni et al. 2002) takes the closest reference length and pools its counts
+    over the corpus; ROUGE-L (Lin 2004) is a mean over samples. An empty hypothesis scores 0.
+
+    Raises ValueError for empty or unequally long lists and for a sample without references.
+    """
+    hyps, refs = _tokenize(hypotheses, references)
+    cider = _cider(hyps, refs)
+    rouge = [_rouge_l(hyp, ref) for hyp, ref in zip(hyps, refs, strict=True)]
+    bleu = {f"bleu{order}": score for order, score in enumerate(_bleu(hyps, refs), 1)}
+    return {"cider": math.fsum(cider) / len(cider), **bleu, "rouge_l": math.fsum(rouge) / len(rouge)}
+
+
+def cider_each(hypotheses: Sequence[str], references: References) -> list[float]:
+    """CIDEr-D of each sample within this corpus (0..10); their mean is the `cider` of `caption_scores`."""
+    return _cider(*_tokenize(hypotheses, references))
+
+
+def exact_match(hypotheses: Sequence[str], references: References) -> float:
+    """Share of hypotheses (0..1) that are, token by token and not empty, one of their references."""
+    hyps, refs = _tokenize(hypotheses, references)
+    return sum(bool(hyp) and hyp in ref for hyp, ref in zip(hyps, refs, strict=True)) / len(hyps)
+
+
+def _tokenize(hypotheses: Sequence[str], references: References) -> tuple[list[Tokens], list[list[Tokens]]]:
+    hypotheses, groups = list(hypotheses), [[group] if isinstance(group, str) else list(group) for group in references]
+    if len(hypotheses) != len(groups):
+        raise ValueError(f"{len(hypotheses)} hypotheses but references for {len(groups)} samples; give one entry each")
+    if not hypotheses:
+        raise ValueError("no captions to score; give at least one hypothesis with its references")
+    if [] in groups:
+        raise ValueError(f"sample {groups.index([])} has no references; give it one or leave the sample out")
+    return [ptb_tokenize(hyp) for hyp in hypotheses], [[ptb_tokenize(ref) for ref in group] for group in groups]
+
+
+def _ngrams(tokens: Tokens) -> list[Counter[tuple[str, ...]]]:
+    """Counts of the n-grams of each order, from 1."""
+    # a token may hold a no-break space ("2 1/2"): the original counts it as two words here and as one in ROUGE-L
+    words = " ".join(tokens).split()
+    return [
+        Counter(tuple(words[start : start + order]) for start in range(len(words) - order + 1))
+        for order in range(1, _ORDERS + 1)
+    ]
+
+
+def _cider(hypotheses: list[Tokens], references: list[list[Tokens]]) -> list[float]:
+    hyps, refs = [_ngrams(hyp) for hyp in hypotheses], [[_ngrams(ref) for ref in group] for group in references]
+    seen_in = Counter(gram for group in refs for gram in {gram for ref in group for grams in ref for gram in grams})
+
+    def weigh(counts: Counter[tuple[str, ...]]) -> tuple[dict[tuple[str, ...], float], float]:
+        weights = {gram: n * math.log(len(refs) / max(1, seen_in[gram])) for gram, n in counts.items()}
+        return weights, math.sqrt(math.fsum(weight**2 for weight in weights.values()))
+
+    def similarity(hyp: list[Counter[tuple[str, ...]]], ref: list[Counter[tuple[str, ...]]]) -> float:
+        total = 0.0
+        for hyp_counts, ref_counts in zip(hyp, ref, strict=True):
+            (hyp_weights, hyp_norm), (ref_weights, ref_norm) = weigh(hyp_counts), weigh(ref_counts)
+            # clipped at the reference's weight, which is the D of CIDEr-D: repeating a word gains nothing
+            dot = math.fsum(
+                min(weight, ref_weights[gram]) * ref_weights[gram]
+                for gram, weight in hyp_weights.items()
+                if gram in ref_weights
+            )
+            total += dot / (hyp_norm * ref_norm) if hyp_norm and ref_norm else 0.0
+        # the original measures length in bigrams
+        return total / _ORDERS * math.exp(-((hyp[1].total() - ref[1].total()) ** 2) / (2 * _SIGMA**2))
+
+    return [
+        10.0 * math.fsum(similarity(hyp, ref) for ref in group) / len(group)
+        for hyp, group in zip(hyps, refs, strict=True)
+    ]
+
+
+def _bleu(hypotheses: list[Tokens], references: list[list[Tokens]]) -> list[float]:
+    hyp_length, ref_length, guessed, correct = 0, 0, [0] * _ORDERS, [0] * _ORDERS
+    for hyp, group in zip((_ngrams(hyp) for hyp in hypotheses), references, strict=True):
+        refs = [_ngrams(ref) for ref in group]
+        length = hyp[0].total()
+        hyp_length += length
+        ref_length += min((ref[0].total() for ref in refs), key=lambda other: (abs(other - length), other))
+        for order, counts in enumerate(hyp):
+            most: Counter[tuple[str, ...]] = Counter()
+            for ref in refs:
+                most |= ref[order]
+            guessed[order] += counts.total()
+            correct[order] += (counts & most).total()
+    # the original's guards against dividing by zero; they also make 0 of 0 four-grams 1e-6 and not 0
+    tiny, small = 1e-15, 1e-9
+    ratio = (hyp_length + tiny) / (ref_length + small)
+    brevity = math.exp(min(0.0, 1 - 1 / ratio))
+    product, scores = 1.0, []
+    for order in range(_ORDERS):
+        product *= (correct[order] + tiny) / (guessed[order] + small)
+        scores.append(product ** (1 / (order + 1)) * brevity)
+    return scores
+
+
+def _rouge_l(hypothesis: Tokens, references: list[Tokens]) -> float:
+    common = [_longest_common(hypothesis, ref) for ref in references]
+    if not any(common):
+        return 0.0
+    precision = max(common) / len(hypothesis)
+    recall = max(shared / len(ref) for shared, ref in zip(common, references, strict=True) if ref)
+    return (1 + _BETA**2) * precision * recall / (recall + _BETA**2 * precision)
+
+
+def _longest_common(left: Tokens, right: Tokens) -> int:
+    """Length of the longest common subsequence."""
+    row = [0] * (len(right) + 1)
+    for token in left:
+        diagonal = 0
+        for column, other in enumerate(right, 1):
+            above = row[column]
+            row[column] = diagonal + 1 if token == other else max(above, row[column - 1])
+            diagonal = above
+    return row[-1]
