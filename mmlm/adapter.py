@@ -1,0 +1,50 @@
+"""The adapter: all that is trained. A projection of the media, and a gated block for each of some decoder layers."""
+
+import torch
+from torch import Tensor, nn
+
+from mmlm.block import GatedBlock, RMSNorm
+from mmlm.config import AdapterConfig
+
+GRID = 5  # a tile's row and column are below this: 2048x768 is 4 x 2 tiles
+SLOTS = 85 + 170
+
+
+class MediaProjection(nn.Module):
+    """Pooled features to media embeddings that know where they are: level and cell (slot), tile row and column.
+
+    N cells of one feature map, over all images of a batch; C its channels; M the width of a media embedding.
+    """
+
+    def __init__(self, channels: list[int], width: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(RMSNorm(c) for c in channels)
+        self.inputs = nn.ModuleList(nn.Linear(c, width) for c in channels)
+        self.slot = nn.Parameter(torch.randn(SLOTS, width) * 0.5)
+        self.row = nn.Parameter(torch.randn(GRID, width) * 0.5)
+        self.column = nn.Parameter(torch.randn(GRID, width) * 0.5)
+        self.norm = RMSNorm(width)
+
+    def forward(self, values: list[Tensor], places: Tensor) -> Tensor:
+        """Per map [N, C] in the order of `places` [sum of N, 3] (slot, row, column) -> [sum of N, M]."""
+        looks = [project(norm(value)) for value, norm, project in zip(values, self.norms, self.inputs, strict=True)]
+        slot, row, column = places.unbind(-1)
+        where = self.slot[slot] + self.row[row] + self.column[column]
+        return self.norm(torch.cat(looks).float() + where)
+
+
+class Adapter(nn.Module):
+    """Media projection and gated blocks: one flat module, apart from the frozen ones."""
+
+    def __init__(self, config: AdapterConfig) -> None:
+        super().__init__()
+        self.media = MediaProjection(config.channels, config.media_dim)
+        self.blocks = nn.ModuleList(GatedBlock(config) for _ in config.layers)
+
+    def gates(self) -> dict[str, float]:
+        """tanh of every gate, by name: how far each is open."""
+        return {
+            f"{i}.{kind}": torch.tanh(gate.detach()).item()
+            for i, block in enumerate(self.blocks)
+            for kind, gate in (("attention", block.attention_gate), ("ff", block.ff_gate))
+        }

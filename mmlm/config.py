@@ -1,0 +1,106 @@
+"""What an adapter is made of, and what it was made for: all that is saved beside its weights."""
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+FORMAT = 1
+
+
+@dataclass
+class AdapterConfig:
+    """The shape of an adapter and the frozen parts it belongs to."""
+
+    decoder: str = ""
+    """Hub id, folder or embedded name of the frozen decoder."""
+    vision: str = ""
+    """Name of the frozen vision backbone, as `vision.load_backbone` takes it, or an embedded name."""
+    revision: str | None = None
+    """Revision of the decoder on the hub."""
+    fingerprint: dict[str, str] = field(default_factory=dict)
+    """Hashes of the frozen weights, by part; loading onto others is refused."""
+    layers: list[int] = field(default_factory=list)
+    """Decoder layers that have a gated block in front, counted from 0."""
+    hidden: int = 0
+    """Width of the decoder's hidden states."""
+    heads: int = 0
+    """Query heads of the cross-attention."""
+    kv_heads: int = 0
+    """Key and value heads of the cross-attention; 1 is multi-query attention."""
+    head_dim: int = 64
+    """Width of one head."""
+    ff_factor: float = 4.0
+    """Width of a block's feed-forward over the decoder's width."""
+    media_dim: int = 0
+    """Width of a media embedding after projection."""
+    attend: str = "latest"
+    """What a text token sees: the "latest" image before it (Flamingo), or "all" before it."""
+    detail: str = "high"
+    """Tiling: "high" (85 + 170 per tile), "low" (85), or "auto"."""
+    overview: list[list[int]] = field(default_factory=lambda: [[1, -1], [2, -1], [4, -1], [8, -2]])
+    """Grids of the overview: [cells on a side, feature map counted from the deepest, -1]."""
+    tile: list[list[int]] = field(default_factory=lambda: [[1, -1], [5, -1], [12, -2]])
+    """Grids of a tile, in the same form."""
+    channels: list[int] = field(default_factory=list)
+    """Channels of each feature map that is pooled, the deepest first."""
+    system: str | None = None
+    """System message of `ask` and `caption`; None leaves it to the decoder's chat template, "" sends an empty one."""
+    caption_prompt: str = "Describe the image."
+    """What `caption` asks."""
+    mark: str = "<image>"
+    """What stands for an image in a prompt. It is removed before tokenization and never becomes a token."""
+    image_last: bool = False
+    """Where `ask` and `caption` put the image: after the question (True) or before it."""
+    format: int = FORMAT
+    """Version of this file's layout."""
+
+    def __post_init__(self) -> None:
+        if self.attend not in ("latest", "all"):
+            raise ValueError(f"attend={self.attend!r}: 'latest' or 'all'")
+        if self.heads and self.kv_heads and self.heads % self.kv_heads:
+            raise ValueError(f"heads={self.heads} is no multiple of kv_heads={self.kv_heads}")
+
+    def save(self, path: Path) -> None:
+        """Writes the config as JSON."""
+        path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> "AdapterConfig":
+        """Reads a config written by `save`. ValueError if it is none, or of a newer mmlm."""
+        try:
+            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            made_by = values.get("format")
+        except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+            raise ValueError(f"{path}: not a saved adapter's config ({error})") from error
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if made_by != FORMAT or unknown:
+            what = f"fields {unknown}" if unknown else f"format {made_by}"
+            raise ValueError(f"{path}: {what} unknown to this mmlm; it was saved by another version: upgrade mmlm")
+        return cls(**values)
+
+
+def place_blocks(count: int, every: int | None, start: int | None, layers: list[int] | None) -> list[int]:
+    """The decoder layers that get a block in front: the list given, or every `every`-th from `start`.
+
+    Args:
+        count: layers of the decoder.
+        every, start: as in DESIGN; without them (and without `layers`) four blocks, evenly spread over the last third.
+        layers: an explicit list instead.
+
+    Raises ValueError for layers that are not there.
+    """
+    if layers is not None:
+        chosen = sorted(set(layers))
+        if not chosen or chosen[0] < 0 or chosen[-1] >= count:
+            raise ValueError(f"layers={layers}: the decoder has layers 0 to {count - 1}; name some of them")
+        return chosen
+    if every is None and start is None:
+        first = count - max(1, round(count / 3))
+        spread = min(4, count - first)
+        return sorted({first + round(i * (count - 1 - first) / max(1, spread - 1)) for i in range(spread)})
+    every, start = every or 4, start or 0
+    if every < 1 or not 0 <= start < count:
+        raise ValueError(f"every={every}, start={start}: every at least 1, start from 0 to {count - 1}")
+    return list(range(start, count, every))

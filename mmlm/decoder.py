@@ -1,0 +1,78 @@
+"""The frozen decoder: loaded as transformers loads it, never changed."""
+
+import hashlib
+import os
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+SAMPLES = 1024  # values of each tensor that go into a fingerprint
+
+
+def load_decoder(
+    name: str | os.PathLike[str], *, revision: str | None = None, **kwargs: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Decoder and tokenizer of a hub id or folder; kwargs go to `AutoModelForCausalLM.from_pretrained`.
+
+    ValueError, with the mend, if there is none.
+    """
+    kwargs.setdefault("dtype", "auto")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+        decoder = AutoModelForCausalLM.from_pretrained(name, revision=revision, **kwargs)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"decoder={str(name)!r} cannot be loaded ({reason}); give a hub id, a folder that transformers' "
+            "save_pretrained wrote, or a built module with its tokenizer"
+        ) from error
+    return decoder, tokenizer
+
+
+def freeze(module: nn.Module) -> None:
+    """Eval mode and no gradients, for good: `MultimodalLM.train` leaves it out."""
+    module.eval().requires_grad_(False)
+
+
+def find_layers(decoder: nn.Module) -> nn.ModuleList:
+    """The list of the decoder's layers: the outermost ModuleList as long as its config says.
+
+    ValueError for a module that is no transformers decoder.
+    """
+    config = getattr(decoder, "config", None)
+    count = getattr(config, "num_hidden_layers", None)
+    found = [module for module in decoder.modules() if isinstance(module, nn.ModuleList) and len(module) == count]
+    if not found:
+        raise ValueError(
+            f"{type(decoder).__name__} has no list of {count} layers to put gated blocks in front of; "
+            "decoder= must be a causal language model of transformers"
+        )
+    return found[0]
+
+
+@torch.no_grad()
+def fingerprint(module: nn.Module) -> str:
+    """A hash of a module's weights: of names, shapes and `SAMPLES` evenly spaced values of each tensor.
+
+    Values are rounded to bf16 first, so that the same weights loaded in another floating dtype are the same.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(module.state_dict().items()):
+        if not tensor.is_floating_point():
+            continue
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        flat = tensor.detach().reshape(-1)
+        picks = torch.linspace(0, max(len(flat) - 1, 0), min(SAMPLES, len(flat)), dtype=torch.float64).long()
+        values = flat[picks.to(flat.device)].to("cpu", torch.bfloat16)
+        digest.update(values.contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def fast_dtype() -> torch.dtype:
+    """bf16 where this machine multiplies it faster than fp32 (GPUs, CPUs with bf16 instructions), else fp32."""
+    if torch.cuda.is_available():
+        return torch.bfloat16
+    has = torch.cpu.get_capabilities()
+    return torch.bfloat16 if has.get("amx_bf16") or has.get("avx512_bf16") else torch.float32

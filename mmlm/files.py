@@ -1,0 +1,27 @@
+"""Folders that are there whole or not at all."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def new_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """A draft folder that becomes `target` if the block ends well, and is removed if it does not.
+
+    FileExistsError if `target` is there already.
+    """
+    target = Path(target)
+    if target.exists():
+        raise FileExistsError(f"{target}: exists already; name another folder, or remove it")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+    draft.chmod(0o755)  # mkdtemp makes it for its owner alone
+    try:
+        yield draft
+        os.replace(draft, target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)

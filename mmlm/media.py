@@ -1,0 +1,124 @@
+"""Media: what a batch sees where.
+
+A batch has R rows of text and I distinct images, each of which any rows may show, any number of times, in any order.
+
+    pixel_values   uint8 [P, 3, 512, 512]   all pictures of all images   } either
+    media_cells    per map int64 [N, 2]     (picture, cell) to pool      }
+    media_values   per map [N, C]           features, pooled before      } or
+    media_places   int64 [sum of N, 3]      slot, tile row, tile column of each embedding, in the order of the maps
+    media_gather   int64 [R, S]             which of those embeddings each row shows, padded with 0
+    media_owner    int64 [R, S]             which image of its row (0, 1, ...) each belongs to; -1: padding
+    media_index    int64 [R, T]             which image of its row each text token saw last; -1: none yet
+
+R rows, T text tokens, S media embeddings of a row, N embeddings from one feature map, C its channels.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from mmlm.adapter import Adapter
+from vision.encoder import Features, Prepared
+
+KEYS = (
+    "pixel_values",
+    "media_cells",
+    "media_values",
+    "media_places",
+    "media_gather",
+    "media_owner",
+    "media_index",
+)
+
+
+def collate(images: Sequence[Features] | Sequence[Prepared], rows: list[list[int]], index: Tensor) -> dict[str, Any]:
+    """The media part of a batch; {} if no row shows an image.
+
+    Args:
+        images: the distinct images.
+        rows: for each row, which of them it shows, in order.
+        index: `media_index` [R, T].
+    """
+    if not any(rows):
+        return {}
+    maps = range(len(images[0].places))
+    owners = [torch.cat([torch.full((len(image.places[m]),), i) for i, image in enumerate(images)]) for m in maps]
+    flat_owner = torch.cat(owners)  # which image each embedding of the batch is of
+    mine = [torch.nonzero(flat_owner == i).flatten() for i in range(len(images))]
+    gather = [torch.cat([mine[i] for i in row]) if row else torch.zeros(0, dtype=torch.int64) for row in rows]
+    owner = [
+        torch.cat([torch.full_like(mine[i], place) for place, i in enumerate(row)])
+        if row
+        else torch.zeros(0, dtype=torch.int64)
+        for row in rows
+    ]
+    batch: dict[str, Any] = {
+        "media_places": torch.cat([torch.cat([image.places[m] for image in images]) for m in maps]),
+        "media_gather": pad_sequence(gather, batch_first=True),
+        "media_owner": pad_sequence(owner, batch_first=True, padding_value=-1),
+        "media_index": index,
+    }
+    if isinstance(images[0], Features):
+        batch["media_values"] = tuple(torch.cat([image.values[m] for image in images]) for m in maps)
+        return batch
+    first = 0
+    cells: list[list[Tensor]] = [[] for _ in maps]
+    for image in images:
+        for m in maps:
+            cells[m].append(image.cells[m] + torch.tensor([first, 0]))
+        first += len(image.pixels)
+    batch["pixel_values"] = torch.cat([image.pixels for image in images])
+    batch["media_cells"] = tuple(torch.cat(parts) for parts in cells)
+    return batch
+
+
+class View:
+    """The media of one call of the model (a forward, or a whole generation) as its gated blocks see them.
+
+    Keys and values are computed once per block, however many tokens are generated.
+    """
+
+    def __init__(self, adapter: Adapter, media: Tensor, batch: dict[str, Any], attend: str, dtype: torch.dtype) -> None:
+        self.adapter, self.media, self.attend, self.dtype = adapter, media, attend, dtype
+        self.gather, self.owner, self.index = batch["media_gather"], batch["media_owner"], batch["media_index"]
+        self.kv: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self.sees: Tensor | None = None
+        self.mask: Tensor | None = None
+        self.blind = True
+
+    def move(self, past: int, length: int, rows: int) -> None:
+        """Makes ready for the tokens past .. past + length of `rows` rows, a multiple of ours (beams, samples).
+
+        A token beyond the prompt sees what the prompt's last token sees.
+        """
+        columns = torch.arange(past, past + length, device=self.index.device).clamp(max=self.index.shape[1] - 1)
+        index = self.index[:, columns]  # [R, T]
+        sees = index >= 0
+        self.blind = not bool(sees.any())
+        if self.blind:
+            return
+        owner, latest = self.owner[:, None, :], index[:, :, None]
+        mask = (owner == latest) if self.attend == "latest" else (owner >= 0) & (owner <= latest)
+        mask |= ~sees[:, :, None]  # what such a token would get is dropped: this keeps NaN out
+        copies = rows // len(self.index)
+        self.sees = None if bool(sees.all()) else sees.repeat_interleave(copies, 0)
+        self.mask = None if bool(mask.all()) else mask.repeat_interleave(copies, 0)
+
+    def look(self, block: int, hidden: Tensor) -> Tensor:
+        """Hidden states [rows, T, D] before a decoder layer -> the same after gated block number `block`."""
+        if self.blind:
+            return hidden
+        with torch.autocast(hidden.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            k, v = self.keys_values(block, hidden.shape[0] // len(self.index))
+            return self.adapter.blocks[block](hidden, k, v, self.mask, self.sees)
+
+    def keys_values(self, block: int, copies: int) -> tuple[Tensor, Tensor]:
+        """Keys and values [rows, K, S, d] of the block, each row `copies` times."""
+        if (block, copies) not in self.kv:
+            k, v = self.adapter.blocks[block].keys_values(self.media)
+            gather = self.gather.repeat_interleave(copies, 0)
+            self.kv[block, copies] = k[gather].transpose(1, 2), v[gather].transpose(1, 2)
+        return self.kv[block, copies]

@@ -1,0 +1,300 @@
+"""The model: a frozen decoder, a frozen vision encoder and the adapter that joins them.
+
+R rows, T text tokens, V vocabulary.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from threading import Thread
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase, TextIteratorStreamer
+
+from mmlm import store, zoo
+from mmlm.adapter import Adapter
+from mmlm.config import AdapterConfig, place_blocks
+from mmlm.decoder import find_layers, fingerprint, freeze, load_decoder
+from mmlm.media import KEYS, View
+from mmlm.processor import Message, Processor, Text, is_one
+from mmlm.splice import Splice
+from vision.backbone import load_backbone
+from vision.encoder import VisionEncoder
+from vision.images import Source
+from vision.pyramid import Level, Pyramid
+
+NEW_TOKENS = 64  # of an answer, unless generate's keyword arguments say otherwise
+
+
+class MultimodalLM(nn.Module):
+    """A text decoder with eyes. Make one with `from_parts` (new) or `from_pretrained` (saved).
+
+    Only `adapter` is trained. `decoder` and `vision` are frozen and stay in eval mode under `train()`.
+    """
+
+    def __init__(
+        self, config: AdapterConfig, decoder: nn.Module, tokenizer: PreTrainedTokenizerBase, vision: VisionEncoder
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.decoder, self.vision = decoder, vision
+        freeze(decoder)
+        freeze(vision)
+        self.adapter = Adapter(config)
+        self.processor = Processor(tokenizer, vision.pyramid, vision.detail, config.mark)
+        self.splice = Splice(decoder, find_layers(decoder), config.layers)
+
+    # -- made and kept ----------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_parts(
+        cls,
+        decoder: str | os.PathLike[str] | nn.Module = zoo.DECODER,
+        vision: str | nn.Module = zoo.VISION,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        every: int | None = None,
+        start: int | None = None,
+        layers: list[int] | None = None,
+        heads: int | None = None,
+        kv_heads: int | None = None,
+        revision: str | None = None,
+        decoder_kwargs: dict[str, Any] | None = None,
+        **adapter: Any,
+    ) -> "MultimodalLM":
+        """A model with an untrained adapter, which changes nothing until it is trained: its gates are shut.
+
+        Args:
+            decoder: hub id, folder, or a built transformers module (then with its `tokenizer`).
+            vision: "timm/NAME", or a timm module made with features_only=True.
+            every, start, layers: which decoder layers get a block in front, as in `place_blocks`; by default four,
+                spread over the last third.
+            heads, kv_heads: of the cross-attention; by default the decoder's own.
+            revision: of the decoder on the hub.
+            decoder_kwargs: for transformers' `from_pretrained`: dtype, device_map, quantization_config, ...
+            adapter: other fields of `AdapterConfig`: attend, detail, ff_factor, media_dim, ...
+
+        Raises ValueError for parts that cannot be loaded, and for settings that do not fit them.
+        """
+        built, tokenizer, name = _decoder(decoder, tokenizer, revision, decoder_kwargs or {})
+        text = built.config.get_text_config()
+        d = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        heads = heads or text.num_attention_heads
+        config = AdapterConfig(
+            decoder=name,
+            vision=vision if isinstance(vision, str) else "",
+            revision=revision,
+            layers=place_blocks(text.num_hidden_layers, every, start, layers),
+            hidden=text.hidden_size,
+            heads=heads,
+            kv_heads=kv_heads or getattr(text, "num_key_value_heads", None) or heads,
+            **({"head_dim": d, "media_dim": text.hidden_size} | _known(adapter)),
+        )
+        encoder = _encoder(config, vision)
+        config.vision = config.vision or encoder.backbone.name
+        config.channels = encoder.channels
+        model = cls(config, built, tokenizer, encoder)
+        model.adapter.to(next(built.parameters()).device)
+        return model
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike[str],
+        *,
+        decoder: str | os.PathLike[str] | nn.Module | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        vision: str | nn.Module | None = None,
+        revision: str | None = None,
+        decoder_kwargs: dict[str, Any] | None = None,
+    ) -> "MultimodalLM":
+        """A saved adapter on the frozen parts that it names.
+
+        Args:
+            name: a folder that `save_pretrained` wrote, or a hub id.
+            decoder, tokenizer, vision: those parts, where they are built already or have moved.
+            revision: of the adapter on the hub.
+            decoder_kwargs: as in `from_parts`.
+
+        Raises ValueError for a folder without an adapter, and for frozen weights other than those it was trained on.
+        """
+        config, weights = store.load(name, revision)
+        built, tokenizer, _ = _decoder(decoder or config.decoder, tokenizer, config.revision, decoder_kwargs or {})
+        encoder = _encoder(config, vision or config.vision)
+        model = cls(config, built, tokenizer, encoder)
+        store.check_fingerprint(config, model.fingerprint(), name)
+        store.fill(model.adapter, weights, name)
+        model.adapter.to(next(built.parameters()).device)
+        return model.eval()
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Writes the adapter (safetensors), its config and a model card; the frozen parts are named, not copied."""
+        self.config.fingerprint = self.fingerprint()
+        store.save(folder, self.config, self.adapter)
+
+    def push_to_hub(self, repo: str, **kwargs: Any) -> str:
+        """Uploads what `save_pretrained` writes to the hub, and returns the address; kwargs go to `create_repo`."""
+        self.config.fingerprint = self.fingerprint()
+        return store.push(repo, self.config, self.adapter, **kwargs)
+
+    def fingerprint(self) -> dict[str, str]:
+        """Hashes of the frozen weights, by part."""
+        return {"decoder": fingerprint(self.decoder), "vision": fingerprint(self.vision)}
+
+    def train(self, mode: bool = True) -> "MultimodalLM":
+        """As in torch, for the adapter alone: the frozen parts stay in eval mode."""
+        self.training = mode
+        self.adapter.train(mode)
+        return self
+
+    # -- from tokens to logits ----------------------------------------------------------------------------------------
+
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
+        """What the decoder's own forward gives (`.logits` [R, T, V], ...) for a batch of `processor`.
+
+        Without media, and for every token before its row's first image, that is bit for bit the base decoder's.
+        """
+        with self.looking(kwargs):
+            return self.decoder(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+
+    def looking(self, batch: dict[str, Any]) -> AbstractContextManager[None]:
+        """A context in which `self.decoder` sees the batch's media, whose keys are taken out of `batch`."""
+        media = {key: batch.pop(key) for key in KEYS if key in batch}
+        if not media:
+            return self.splice.looking(None)
+        values = media.get("media_values")
+        if values is None:
+            values = self.vision(media["pixel_values"], media["media_cells"])
+        dtype = self.decoder.dtype
+        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+            embeddings = self.adapter.media([value.float() for value in values], media["media_places"])
+        return self.splice.looking(View(self.adapter, embeddings, media, self.config.attend, dtype))
+
+    @property
+    def device(self) -> torch.device:
+        return self.adapter.media.slot.device
+
+    # -- from images and words to words ---------------------------------------------------------------------------------
+
+    def generate(self, images: Any = None, prompt: Text | list[Text] = "", **kwargs: Any) -> Any:
+        """Text that continues a prompt about images.
+
+        Args:
+            images: as `processor` takes them: one image, a list for one prompt, or one entry for each prompt.
+            prompt: a string with `<image>` marks, a chat, or a list of either.
+            kwargs: of transformers' `generate` (max_new_tokens, num_beams, do_sample, stopping_criteria, ...).
+
+        Returns a string for one prompt, a list of strings for a list; with num_return_sequences that many for each.
+        """
+        batch = self.processor(images, prompt).to(self.device)
+        tokens = self.generate_tokens(dict(batch), **kwargs)
+        texts = self.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        texts = [text.strip() for text in texts]
+        return texts[0] if is_one(prompt) and len(texts) == 1 else texts
+
+    @torch.no_grad()
+    def generate_tokens(self, batch: dict[str, Any], **kwargs: Any) -> Tensor:
+        """A batch of `processor` -> the ids of what was generated [rows, new tokens], the prompt not among them."""
+        if "max_length" not in kwargs and "generation_config" not in kwargs:
+            kwargs.setdefault("max_new_tokens", NEW_TOKENS)
+        if "pad_token_id" not in kwargs and self.decoder.generation_config.pad_token_id is None:
+            kwargs["pad_token_id"] = self.processor.tokenizer.eos_token_id
+        prompt = batch["input_ids"].shape[1]
+        with casts_kept(self.device), self.looking(batch):
+            result = self.decoder.generate(**batch, **kwargs)
+        sequences = result if isinstance(result, Tensor) else result.sequences
+        return sequences[:, prompt:]
+
+    def stream(self, images: Any = None, prompt: Text = "", **kwargs: Any) -> Iterator[str]:
+        """Yields the text of `generate` piece by piece, as it is made."""
+        streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        batch = dict(self.processor(images, prompt).to(self.device))
+        failed: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                self.generate_tokens(batch, streamer=streamer, **kwargs)
+            except BaseException as error:  # raised again below, in the thread of the one who reads
+                failed.append(error)
+                streamer.end()
+
+        thread = Thread(target=work, daemon=True)
+        thread.start()
+        yield from (piece for piece in streamer if piece)
+        thread.join()
+        if failed:
+            raise failed[0]
+
+    def ask(self, image: Source, question: str, **kwargs: Any) -> str:
+        """The answer to a question about an image."""
+        return str(self.generate(image, self.chat(question), **kwargs))
+
+    def caption(self, image: Source, **kwargs: Any) -> str:
+        """A description of an image."""
+        return self.ask(image, self.config.caption_prompt, **kwargs)
+
+    def chat(self, question: str, images: int = 1) -> list[Message]:
+        """The chat that `ask` sends: system message, images and question as the adapter was trained on them."""
+        if not question.strip():
+            raise ValueError("the question is empty: say what to do with the image, as in 'Describe the image.'")
+        shown: list[Message] = [{"type": "image"}] * images
+        words: list[Message] = [{"type": "text", "text": question}]
+        content = words + shown if self.config.image_last else shown + words
+        system = [] if self.config.system is None else [{"role": "system", "content": self.config.system}]
+        return [*system, {"role": "user", "content": content}]
+
+
+@contextmanager
+def casts_kept(device: torch.device) -> Iterator[None]:
+    """Within it, autocast casts each adapter weight once, not once per token.
+
+    Autocast drops its casts when the outermost autocast context ends. This one does nothing else: the decoder, whose
+    numerics are its own, runs without autocast.
+    """
+    with torch.autocast(device.type, enabled=False):
+        yield
+
+
+def _known(adapter: dict[str, Any]) -> dict[str, Any]:
+    """The adapter's settings, if `AdapterConfig` has them all."""
+    from dataclasses import fields
+    from difflib import get_close_matches
+
+    names = [field.name for field in fields(AdapterConfig)]
+    for key in adapter:
+        if key not in names:
+            near = get_close_matches(key, names, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(names)}"
+            raise ValueError(f"from_parts: no setting {key!r}{hint}")
+    return adapter
+
+
+def _decoder(
+    decoder: str | os.PathLike[str] | nn.Module,
+    tokenizer: PreTrainedTokenizerBase | None,
+    revision: str | None,
+    kwargs: dict[str, Any],
+) -> tuple[Any, PreTrainedTokenizerBase, str]:
+    """Decoder, tokenizer and the decoder's name, whatever form it came in."""
+    if isinstance(decoder, nn.Module):
+        if tokenizer is None:
+            raise ValueError("decoder= is a built module: give its tokenizer too, tokenizer=")
+        return decoder, tokenizer, str(getattr(decoder, "name_or_path", ""))
+    if str(decoder) == zoo.DECODER:
+        built, own = zoo.load_default_decoder(**kwargs)
+    else:
+        built, own = load_decoder(decoder, revision=revision, **kwargs)
+    return built, tokenizer or own, str(decoder)
+
+
+def _encoder(config: AdapterConfig, vision: str | nn.Module) -> VisionEncoder:
+    """The frozen eyes that the config describes, around the backbone named or given."""
+    pyramid = Pyramid(
+        overview=tuple(Level(*level) for level in config.overview), tile=tuple(Level(*level) for level in config.tile)
+    )
+    if isinstance(vision, VisionEncoder):
+        return vision
+    backbone = zoo.load_default_backbone() if vision == zoo.VISION else load_backbone(vision)
+    return VisionEncoder(backbone, pyramid, config.detail)

@@ -1,0 +1,173 @@
+"""Images and text into the batch that the model takes.
+
+`<image>` marks where an image stands. It is removed before tokenization and never becomes a token: what stays is, for
+every text token, which image is the latest one before it. R rows, T text tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import BatchFeature, PreTrainedTokenizerBase
+
+from mmlm.media import collate
+from vision.encoder import Prepared, prepare
+from vision.images import Source
+from vision.pyramid import Pyramid
+
+Message = dict[str, Any]
+Text = str | Sequence[Message]
+
+
+@dataclass(frozen=True)
+class Marked:
+    """One prompt without its marks: token ids, and for each of them the image seen last (-1: none yet)."""
+
+    ids: list[int]
+    index: list[int]
+
+
+class Processor:
+    """Images and prompts -> the batch that `MultimodalLM.forward` takes.
+
+    Args:
+        tokenizer: the decoder's own; nothing is added to it.
+        pyramid, detail: those of the vision encoder.
+        mark: what stands for an image in a prompt.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, pyramid: Pyramid, detail: str = "high", mark: str = "<image>"
+    ) -> None:
+        self.tokenizer, self.pyramid, self.detail, self.mark = tokenizer, pyramid, detail, mark
+
+    def __call__(
+        self, images: Any = None, text: Text | Sequence[Text] | None = None, padding_side: str = "left"
+    ) -> BatchFeature:
+        """One prompt or a list of them, with the images of each.
+
+        Args:
+            images: one image, a list of images (one row: its images; several rows: one for each row), or a list of
+                lists; None for text alone. An image is a path, bytes, a PIL image or an array.
+            text: a prompt with an `<image>` for each image, a chat (a list of messages), or a list of either. Prompts
+                without any mark see their images from their first token on.
+            padding_side: "left" to generate, "right" to train.
+
+        Raises ValueError if marks and images do not match in number, or a prompt is empty; ImageError for bad images.
+        """
+        texts = [text] if is_one(text) else list(text or [])
+        if not texts:
+            raise ValueError("no prompt: give text= a string, a chat, or a list of them")
+        shown = images_of_rows(images, len(texts))
+        rows = [self.read(one, len(mine)) for one, mine in zip(texts, shown, strict=True)]
+        distinct: dict[int, int] = {}
+        ready: list[Prepared] = []
+        numbers: list[list[int]] = []
+        for mine in shown:
+            for image in mine:
+                if id(image) not in distinct:
+                    distinct[id(image)] = len(ready)
+                    ready.append(prepare(image, self.pyramid, self.detail))
+            numbers.append([distinct[id(image)] for image in mine])
+        ids, mask, index = self.pad(rows, padding_side)
+        return BatchFeature({"input_ids": ids, "attention_mask": mask} | collate(ready, numbers, index))
+
+    def read(self, text: Text, images: int) -> Marked:
+        """One prompt, and how many images it has -> its tokens and what each sees. ValueError if they do not match."""
+        whole = text if isinstance(text, str) else self.chat(text)
+        marks = whole.count(self.mark)
+        if not marks and images:
+            whole, marks = self.mark * images + whole, images
+        if marks != images:
+            raise ValueError(
+                f"the prompt has {marks} {self.mark} mark{'s' * (marks != 1)} but {images} "
+                f"image{'s' * (images != 1)} came with it: give one image for each mark ({shorten(whole)!r})"
+            )
+        return self.tokenize(whole)
+
+    def tokenize(self, whole: str) -> Marked:
+        """Text with marks -> its tokens and, for each, the number of marks before its end, less one."""
+        pieces = whole.split(self.mark)
+        plain = "".join(pieces)
+        if not plain.strip():
+            raise ValueError("the prompt is empty: say what to do with the image, as in 'Describe the image.'")
+        ends: list[int] = []
+        for piece in pieces[:-1]:
+            ends.append(len(piece) + (ends[-1] if ends else 0))
+        # a mark at the very end counts as before the last token: it is the one that foretells what follows
+        ends = [min(end, len(plain) - 1) for end in ends]
+        # a chat's text has its special tokens already
+        special = not is_chat_text(plain, self.tokenizer)
+        coded = self.tokenizer(plain, add_special_tokens=special, return_offsets_mapping=True)
+        index = [
+            sum(end < stop for end in ends) - 1 if stop > start else None for start, stop in coded["offset_mapping"]
+        ]
+        filled: list[int] = []
+        for seen in index:  # tokens without text of their own (a beginning-of-text) see what the one before them sees
+            filled.append(seen if seen is not None else filled[-1] if filled else -1)
+        return Marked(list(coded["input_ids"]), filled)
+
+    def chat(self, messages: Sequence[Message], generate: bool = True) -> str:
+        """Chat messages through the decoder's own template, with a mark for each part `{"type": "image"}`.
+
+        Content is a string or a list of parts. ValueError if the tokenizer has no chat template.
+        """
+        if self.tokenizer.chat_template is None:
+            return "\n".join(self.flatten(message)["content"] for message in messages)
+        flat = [self.flatten(message) for message in messages]
+        return str(self.tokenizer.apply_chat_template(flat, tokenize=False, add_generation_prompt=generate))
+
+    def flatten(self, message: Message) -> Message:
+        """A message whose content is one string, images as marks."""
+        content = message["content"]
+        if isinstance(content, str):
+            return dict(message)
+        parts = [self.mark if part.get("type") == "image" else part.get("text", "") for part in content]
+        return {**message, "content": "".join(parts)}
+
+    def pad(self, rows: Sequence[Marked], side: str) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows of tokens -> ids, attention mask and media index, each int64 [R, T]."""
+        longest = max(len(row.ids) for row in rows)
+        fill = self.tokenizer.pad_token_id
+        fill = self.tokenizer.eos_token_id if fill is None else fill
+        ids = torch.full((len(rows), longest), fill or 0)
+        mask = torch.zeros(len(rows), longest, dtype=torch.int64)
+        index = torch.full((len(rows), longest), -1)
+        for number, row in enumerate(rows):
+            count = len(row.ids)
+            where = slice(longest - count, None) if side == "left" else slice(0, count)
+            ids[number, where] = torch.tensor(row.ids)
+            index[number, where] = torch.tensor(row.index)
+            mask[number, where] = 1
+        return ids, mask, index
+
+
+def is_one(text: Any) -> bool:
+    """Is it one prompt (a string or a chat), not a list of them?"""
+    return isinstance(text, str) or (bool(text) and isinstance(text[0], dict))
+
+
+def is_chat_text(text: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Does the text begin with a special token, as what chat templates make does?"""
+    return text.startswith(tuple(tokenizer.all_special_tokens))
+
+
+def images_of_rows(images: Any, rows: int) -> list[list[Source]]:
+    """Whatever form the images came in -> a list for each row."""
+    if images is None:
+        return [[] for _ in range(rows)]
+    if not isinstance(images, list | tuple):
+        images = [images]
+    if any(isinstance(entry, list | tuple) for entry in images):
+        shown = [list(entry) if isinstance(entry, list | tuple) else [entry] for entry in images]
+    else:
+        shown = [list(images)] if rows == 1 else [[image] for image in images]
+    if len(shown) != rows:
+        raise ValueError(f"{len(shown)} images came with {rows} prompts: give one image, or a list of them, for each")
+    return shown
+
+
+def shorten(text: str, most: int = 60) -> str:
+    return text if len(text) <= most else text[: most - 3] + "..."

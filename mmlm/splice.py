@@ -1,0 +1,77 @@
+"""The splice: gated blocks run before decoder layers that transformers built, attached by forward pre-hooks.
+
+The decoder's classes, state-dict keys, attention implementation, cache and `generate` stay what they are, so one splice
+serves every architecture. Outside `looking` the hooks return None, and the decoder is the base decoder.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from torch import nn
+
+from mmlm.media import View
+
+# What each splice looks at in this thread. Threads of one server share a model, and must not see each other's images.
+_VIEWS: ContextVar[Mapping[int, View]] = ContextVar("mmlm_views")
+
+
+class Splice:
+    """Attaches to the decoder's `layers` numbered `at` the gated blocks of whatever view is looked at."""
+
+    def __init__(self, decoder: nn.Module, layers: nn.ModuleList, at: list[int]) -> None:
+        self.handles = [decoder.register_forward_pre_hook(_Start(self), with_kwargs=True)]
+        for block, layer in enumerate(at):
+            self.handles.append(layers[layer].register_forward_pre_hook(_Look(self, block), with_kwargs=True))
+
+    @property
+    def view(self) -> View | None:
+        """What is looked at now; None: nothing."""
+        return _VIEWS.get({}).get(id(self))
+
+    @contextmanager
+    def looking(self, view: View | None) -> Iterator[None]:
+        """Within it the decoder sees what the view shows."""
+        if view is None:
+            yield
+            return
+        token = _VIEWS.set({**_VIEWS.get({}), id(self): view})
+        try:
+            yield
+        finally:
+            _VIEWS.reset(token)
+
+    def detach(self) -> None:
+        """Removes every hook: the decoder is as it was loaded."""
+        for handle in self.handles:
+            handle.remove()
+
+
+class _Start:
+    """Before the decoder: which tokens are these?"""
+
+    def __init__(self, splice: Splice) -> None:
+        self.splice = splice
+
+    def __call__(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if view := self.splice.view:
+            tokens = args[0] if args else kwargs.get("input_ids")
+            tokens = kwargs["inputs_embeds"] if tokens is None else tokens
+            cache = kwargs.get("past_key_values")
+            view.move(0 if cache is None else int(cache.get_seq_length()), tokens.shape[1], tokens.shape[0])
+
+
+class _Look:
+    """Before a decoder layer: the gated block."""
+
+    def __init__(self, splice: Splice, block: int) -> None:
+        self.splice, self.block = splice, block
+
+    def __call__(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        view = self.splice.view
+        if view is None:
+            return None
+        if args:
+            return (view.look(self.block, args[0]), *args[1:]), kwargs
+        return args, kwargs | {"hidden_states": view.look(self.block, kwargs["hidden_states"])}
