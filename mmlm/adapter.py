@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor, nn
 
-from mmlm.block import GatedBlock, RMSNorm
+from mmlm.block import GatedBlock, RMSNorm, Standardize
 from mmlm.config import AdapterConfig
+from vision.pyramid import SLOTS
 
 GRID = 5  # a tile's row and column are below this: 2048x768 is 4 x 2 tiles
-SLOTS = 85 + 170
 
 
 class MediaProjection(nn.Module):
@@ -18,7 +18,7 @@ class MediaProjection(nn.Module):
 
     def __init__(self, channels: list[int], width: int) -> None:
         super().__init__()
-        self.norms = nn.ModuleList(RMSNorm(c) for c in channels)
+        self.norms = nn.ModuleList(Standardize(c) for c in channels)
         self.inputs = nn.ModuleList(nn.Linear(c, width) for c in channels)
         self.slot = nn.Parameter(torch.randn(SLOTS, width) * 0.5)
         self.row = nn.Parameter(torch.randn(GRID, width) * 0.5)

@@ -2,7 +2,7 @@
 
 Alayrac et al. 2022, "Flamingo: a Visual Language Model for Few-Shot Learning", arXiv:2204.14198, section 2.2; queries
 and keys are RMS-normed (Henry et al. 2020, arXiv:2010.04245), keys and values may have fewer heads than queries
-(Ainslie et al. 2023, arXiv:2305.13245).
+(Ainslie et al. 2023, arXiv:2305.13245), and the feed-forward is a SwiGLU (Shazeer 2020, arXiv:2002.05202).
 
 B rows, T text tokens, S media embeddings of a row, D width of the decoder, M width of the media, H query heads, K key
 heads, G = H / K, d width of a head.
@@ -10,7 +10,7 @@ heads, G = H / K, d width of a head.
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, rms_norm, scaled_dot_product_attention
+from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
 from mmlm.config import AdapterConfig
 
@@ -26,6 +26,61 @@ class RMSNorm(nn.Module):
         return rms_norm(x.float(), self.weight.shape, self.weight.float(), 1e-6)
 
 
+class Standardize(nn.Module):
+    """RMS norm in fp32, then each channel's own scale and shift, which can be fitted to data."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x.float(), self.weight.shape, eps=1e-6) * self.weight.float() + self.bias.float()
+
+    @torch.no_grad()
+    def fit(self, samples: Tensor) -> None:
+        """Samples [N, width] come out with mean 0 and deviation about 1 in every channel."""
+        normed = rms_norm(samples.float(), self.weight.shape, eps=1e-6)
+        deviation = normed.std(0)
+        self.weight.copy_(1 / (deviation + 0.05 * deviation.mean()))
+        self.bias.copy_(-normed.mean(0) * self.weight)
+
+
+class Whiten(nn.Module):
+    """RMS norm in fp32, then a fixed rotation and scaling that can be fitted to data, then a trained scale and shift.
+
+    Not fitted, it is an RMS norm.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mean: Tensor
+        self.rotation: Tensor
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("rotation", torch.eye(width))
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = rms_norm(x.float(), self.weight.shape, eps=1e-6) - self.mean.float()
+        return (x @ self.rotation).float() * self.weight.float() + self.bias.float()
+
+    @torch.no_grad()
+    def fit(self, samples: Tensor, shrink: float = 0.1) -> None:
+        """Samples [N, width] come out with mean 0 and, but for the shrinkage, the identity as covariance.
+
+        Args:
+            shrink: share of the mean variance added to that of every direction, so that directions of which the samples
+                say nothing are not blown up.
+        """
+        normed = rms_norm(samples.float(), self.weight.shape, eps=1e-6)
+        self.mean.copy_(normed.mean(0))
+        centred = (normed - self.mean).double()
+        variance, directions = torch.linalg.eigh(centred.T @ centred / len(centred))
+        variance = variance.clamp_min(0) + shrink * variance.clamp_min(0).mean()
+        self.rotation.copy_((directions * variance.rsqrt()) @ directions.T)
+
+
 class GatedBlock(nn.Module):
     """x + tanh(gate) * attention(x, media), then x + tanh(gate) * feed-forward(x), for tokens that see an image."""
 
@@ -34,15 +89,18 @@ class GatedBlock(nn.Module):
         D, M, H, K, d = config.hidden, config.media_dim, config.heads, config.kv_heads, config.head_dim
         inner = round(config.ff_factor * D)
         self.K, self.d = K, d
-        self.norm = RMSNorm(D)
+        self.norm = Whiten(D)
         self.q = nn.Linear(D, H * d, bias=False)
         self.k = nn.Linear(M, K * d, bias=False)
         self.v = nn.Linear(M, K * d, bias=False)
         self.o = nn.Linear(H * d, D, bias=False)
         self.q_norm, self.k_norm = RMSNorm(d), RMSNorm(d)
-        self.ff_norm = RMSNorm(D)
+        self.ff_norm = Whiten(D)
+        self.gate = nn.Linear(D, inner, bias=False)
         self.up = nn.Linear(D, inner, bias=False)
         self.down = nn.Linear(inner, D, bias=False)
+        self.scale: Tensor  # deviation of each channel of the decoder's hidden states: the unit of what is added
+        self.register_buffer("scale", torch.ones(D))
         self.attention_gate = nn.Parameter(torch.zeros(()))
         self.ff_gate = nn.Parameter(torch.zeros(()))
 
@@ -58,10 +116,14 @@ class GatedBlock(nn.Module):
         Tokens that see nothing come out bit for bit as they went in.
         """
         x = hidden.float()
-        x = x + torch.tanh(self.attention_gate) * self.attention(self.norm(x), k, v, mask).float()
-        x = x + torch.tanh(self.ff_gate) * self.down(gelu(self.up(self.ff_norm(x)))).float()
+        x = x + torch.tanh(self.attention_gate) * self.scale * self.attention(self.norm(x), k, v, mask).float()
+        x = x + torch.tanh(self.ff_gate) * self.scale * self.feed_forward(self.ff_norm(x)).float()
         x = x.to(hidden.dtype)
         return x if sees is None else torch.where(sees[..., None], x, hidden)
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """x [B, T, D] -> [B, T, D]. The gating multiplies what the text asks for with what the image shows."""
+        return self.down(silu(self.gate(x)) * self.up(x))
 
     def attention(self, x: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """x [B, T, D] -> [B, T, D]. The G query heads of a key head are folded into its queries."""
@@ -75,7 +137,7 @@ class GatedBlock(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v. On a CPU in plain products: the fused kernel's backward is 13 times slower in bf16."""
+    """softmax(q k^T / sqrt(d)) v. On a CPU in plain products: the fused kernel's backward is 13x slower in bf16."""
     if q.device.type != "cpu":
         return scaled_dot_product_attention(q, k, v, attn_mask=mask)
     scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5

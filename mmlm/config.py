@@ -30,7 +30,7 @@ class AdapterConfig:
     """Key and value heads of the cross-attention; 1 is multi-query attention."""
     head_dim: int = 64
     """Width of one head."""
-    ff_factor: float = 4.0
+    ff_factor: float = 3.0
     """Width of a block's feed-forward over the decoder's width."""
     media_dim: int = 0
     """Width of a media embedding after projection."""

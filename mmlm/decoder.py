@@ -52,6 +52,18 @@ def find_layers(decoder: nn.Module) -> nn.ModuleList:
     return found[0]
 
 
+def active_parameters(decoder: PreTrainedModel) -> int:
+    """Parameters that one token goes through: of a layer's experts only as many as the router picks."""
+    text = decoder.config.get_text_config()
+    experts = getattr(text, "num_local_experts", None) or getattr(text, "num_experts", None)
+    picked = getattr(text, "num_experts_per_tok", None)
+    total = 0
+    for name, parameter in decoder.named_parameters():
+        routed = experts and picked and ".experts." in name
+        total += parameter.numel() * picked // experts if routed else parameter.numel()
+    return total
+
+
 @torch.no_grad()
 def fingerprint(module: nn.Module) -> str:
     """A hash of a module's weights: of names, shapes and `SAMPLES` evenly spaced values of each tensor.

@@ -39,7 +39,7 @@ def padded_experts(self: nn.Module, hidden: Tensor, top_k_index: Tensor, top_k_w
 
 
 def use_padded_experts(decoder: nn.Module) -> None:
-    """Switches the decoder's experts to `padded_experts`, if it has experts of the plain gated kind; else does nothing."""
+    """Switches the decoder's experts to `padded_experts`, if it has experts, all of the plain gated kind."""
     experts = [
         module for module in decoder.modules() if hasattr(module, "gate_up_proj") and hasattr(module, "down_proj")
     ]

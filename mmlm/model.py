@@ -176,7 +176,7 @@ class MultimodalLM(nn.Module):
     def device(self) -> torch.device:
         return self.adapter.media.slot.device
 
-    # -- from images and words to words ---------------------------------------------------------------------------------
+    # -- from images and words to words -------------------------------------------------------------------------------
 
     def generate(self, images: Any = None, prompt: Text | list[Text] = "", **kwargs: Any) -> Any:
         """Text that continues a prompt about images.

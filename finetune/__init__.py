@@ -1,0 +1,1 @@
+"""Training: configs, batches, the loop, checkpoints, and the quickstart recipe."""

@@ -1,0 +1,39 @@
+"""Checkpoints: the adapter, its optimizer and the step, written under a temporary name and renamed."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+NAME = "checkpoint.pt"
+
+
+def save(folder: Path, step: int, adapter: nn.Module, optimizer: Any) -> None:
+    """Writes what a run needs to go on after `step` steps. The last one is replaced when the new one is whole."""
+    draft = folder / f".{NAME}.part"
+    try:
+        torch.save({"step": step, "adapter": adapter.state_dict(), "optimizer": optimizer.state_dict()}, draft)
+        os.replace(draft, folder / NAME)
+    except RuntimeError as error:  # torch's word for a disk that is full
+        raise OSError(f"{folder / NAME}: could not be written ({error}); the one before it is kept") from error
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def load(folder: Path, adapter: nn.Module, optimizer: Any) -> int:
+    """Puts back what `save` wrote, if there is any; returns the steps done (0 without a checkpoint)."""
+    path = folder / NAME
+    if not path.exists():
+        return 0
+    try:
+        kept = torch.load(path, map_location="cpu", weights_only=True)
+        adapter.load_state_dict(kept["adapter"])
+        optimizer.load_state_dict(kept["optimizer"])
+    except (RuntimeError, KeyError, ValueError, EOFError) as error:
+        raise ValueError(
+            f"{path}: not a checkpoint of this run's settings ({str(error).partition(chr(10))[0]}); "
+            "resume with the settings it was made with, or start over with --overwrite"
+        ) from error
+    return int(kept["step"])

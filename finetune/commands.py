@@ -1,0 +1,29 @@
+"""The command line's training verbs. Nothing heavy is imported before one runs."""
+
+from argparse import ArgumentParser, Namespace
+
+
+def quickstart(parser: ArgumentParser) -> None:
+    """Fetch real parts and data, fine-tune, evaluate and show, without a GPU or an account."""
+    from finetune.config import QuickstartConfig
+    from finetune.options import add_fields
+
+    parser.add_argument(
+        "--run", dest="folder", default="runs/quickstart", metavar="FOLDER", help="where the run is kept"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on with the run that is there")
+    parser.add_argument("--overwrite", action="store_true", help="start the run that is there over")
+    add_fields(parser, QuickstartConfig())
+    parser.set_defaults(run=run_quickstart)
+
+
+def run_quickstart(args: Namespace) -> None:
+    from pathlib import Path
+
+    from finetune.config import QuickstartConfig
+    from finetune.options import resolved
+
+    config = resolved(QuickstartConfig(), args)
+    from finetune.quickstart import quickstart as walk
+
+    walk(config, Path(args.folder), resume=args.resume, overwrite=args.overwrite)

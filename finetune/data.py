@@ -1,0 +1,44 @@
+"""The quickstart's two data sets, read into samples: easy-VQA and OpenMoji scenes."""
+
+import random
+from collections.abc import Sequence
+
+from finetune.scenes import Scene, test_scenes, train_scenes
+from mmlm.samples import Sample
+
+EASY_VQA_CREDIT = "easy-VQA (MIT), Victor Zhou, github.com/vzhou842/easy-VQA"
+
+
+def easy_vqa(split: str, images: int | None = None) -> list[Sample]:
+    """easy-VQA's own split "train" or "test", or the questions of its first `images` images.
+
+    ImportError, with the mend, if the package is missing.
+    """
+    try:
+        import easy_vqa as package
+    except ImportError as error:
+        raise ImportError('easy-VQA comes with an extra: pip install -e ".[quickstart]"') from error
+    questions = {"train": package.get_train_questions, "test": package.get_test_questions}[split]()
+    paths = {"train": package.get_train_image_paths, "test": package.get_test_image_paths}[split]()
+    return [
+        Sample(f"easy-vqa-{split}-{n}", (paths[image],), question, answer, (answer,), kind_of(answer))
+        for n, (question, answer, image) in enumerate(zip(*questions, strict=True))
+        if images is None or image < images
+    ]
+
+
+def kind_of(answer: str) -> str:
+    """The answer type of an easy-VQA question."""
+    if answer in ("yes", "no"):
+        return "yes/no"
+    return "shape" if answer in ("circle", "rectangle", "triangle") else "color"
+
+
+def scenes(split: str, count: int, question: str, seed: int = 0) -> list[Sample]:
+    """Captioned scenes: in "train" each is taught one of its five captions, in "test" all five are references."""
+    drawn: Sequence[Scene] = (train_scenes if split == "train" else test_scenes)(count, seed)
+    choose = random.Random(seed)
+    return [
+        Sample(scene.id, (scene.image,), question, choose.choice(scene.captions), scene.captions, "caption")
+        for scene in drawn
+    ]

@@ -1,0 +1,135 @@
+"""The training loop: only the adapter learns, with Accelerate."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from torch import nn
+from tqdm import tqdm
+
+from finetune import checkpoint
+from finetune.calibrate import calibrate
+from finetune.config import OptimConfig, TrainConfig
+from finetune.loss import learnt_loss
+from mmlm.model import MultimodalLM
+
+METRICS = "metrics.jsonl"
+
+
+class Numbered(Protocol):
+    """Batch number n, for any n."""
+
+    def __getitem__(self, number: int) -> dict[str, Any]: ...
+
+
+def train(model: MultimodalLM, batches: Numbered, config: TrainConfig, folder: Path) -> float:
+    """Trains the model's adapter in place; goes on from the folder's checkpoint if it has one.
+
+    Writes metrics.jsonl (step, loss, learnt tokens per second, rates, gates) and checkpoints into the folder.
+    Returns the seconds that it took. FloatingPointError if the loss stops being a number; the last checkpoint is kept.
+    """
+    accelerator = Accelerator()
+    optimizer = adamw(model.adapter, config.optim)
+    done = checkpoint.load(folder, model.adapter, optimizer)
+    if not done and config.calibrate:
+        steps = tqdm(range(config.calibrate), desc="calibrating", unit="batch")
+        calibrate(model, (send_to_device(batches[step], model.device) for step in steps))
+    keep_metrics(folder, done)
+    forward, optimizer = accelerator.prepare(model, optimizer)
+    model.train()
+    trained = [p for p in model.adapter.parameters() if p.requires_grad]
+    started = time.perf_counter()
+    bar = tqdm(total=config.steps, initial=done, desc="fine-tuning", unit="step", smoothing=0.05)
+    smooth, tokens, since = 0.0, 0, started
+    with bar, plain_attention(model):
+        for step in range(done, config.steps):
+            for group, peak in zip(optimizer.param_groups, peaks(config.optim), strict=True):
+                group["lr"] = peak * schedule(step, config)
+            batch = send_to_device(batches[step], accelerator.device)
+            total, learnt = learnt_loss(forward, model.decoder, batch)
+            loss = total / learnt
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(trained, config.optim.clip)
+            optimizer.step()
+            optimizer.zero_grad()
+            now = loss.item()
+            if now != now:
+                raise FloatingPointError(f"the loss at step {step} is not a number; lower --train.optim.lr")
+            smooth = now if step == done else 0.95 * smooth + 0.05 * now
+            tokens += learnt
+            bar.update()
+            if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
+                rate = tokens / (time.perf_counter() - since)
+                tokens, since = 0, time.perf_counter()
+                bar.set_postfix_str(f"loss {smooth:.3f}, {rate:.0f} learnt tokens/s")
+                line = {
+                    "step": step + 1,
+                    "loss": now,
+                    "loss_smooth": smooth,
+                    "learnt_tokens_per_second": rate,
+                    "lr": optimizer.param_groups[0]["lr"],
+                    "gates": model.adapter.gates(),
+                }
+                with (folder / METRICS).open("a", encoding="utf-8") as metrics:
+                    metrics.write(json.dumps(line) + "\n")
+            if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+                checkpoint.save(folder, step + 1, model.adapter, optimizer)
+    model.eval()
+    return time.perf_counter() - started
+
+
+def adamw(adapter: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over three groups: matrices, vectors (no decay), gates (no decay, a rate of their own)."""
+    named = list(adapter.named_parameters())
+    gates = [p for name, p in named if name.endswith("gate")]
+    matrices = [p for name, p in named if p.dim() > 1]
+    vectors = [p for name, p in named if p.dim() < 2 and not name.endswith("gate")]
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+        {"params": gates, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, config.beta2), fused=True)
+
+
+def peaks(config: OptimConfig) -> list[float]:
+    """The peak learning rate of each of the groups of `adamw`."""
+    return [config.lr, config.lr, config.gate_lr]
+
+
+def schedule(step: int, config: TrainConfig) -> float:
+    """The share of its peak that a rate has at a step: linear warm-up, then linear decay."""
+    optim = config.optim
+    if step < optim.warmup:
+        return (step + 1) / optim.warmup
+    left = (config.steps - step) / max(1, config.steps - optim.warmup)
+    return optim.final + (1 - optim.final) * left
+
+
+@contextmanager
+def plain_attention(model: MultimodalLM) -> Iterator[None]:
+    """Within it, on a CPU, the decoder's attention is plain products: the fused backward is 13x slower in bf16."""
+    used = model.decoder.config._attn_implementation
+    if model.device.type != "cpu" or used != "sdpa":
+        yield
+        return
+    model.decoder.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.decoder.set_attn_implementation(used)
+
+
+def keep_metrics(folder: Path, done: int) -> None:
+    """Drops the lines of steps after the checkpoint that the run goes on from."""
+    path = folder / METRICS
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= done]
+        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")

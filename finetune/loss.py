@@ -1,0 +1,49 @@
+"""The loss: next-token cross-entropy on what is learnt, the rest of the vocabulary-sized logits never made.
+
+R rows, T text tokens, D width, V vocabulary, L learnt tokens.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from finetune.batches import IGNORED
+
+
+@contextmanager
+def logits_only(decoder: nn.Module, where: Tensor) -> Iterator[None]:
+    """Within it the decoder's logits are those of the tokens `where` (bool [R, T]) alone: [1, L, V].
+
+    The output embedding is given those rows and no others; what a decoder does to logits after it (scaling, soft caps)
+    is done as ever.
+    """
+
+    def pick(_: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
+        return (args[0][where][None],)
+
+    handle = decoder.get_output_embeddings().register_forward_pre_hook(pick)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def learnt_loss(forward: nn.Module, decoder: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, int]:
+    """Sum of the cross-entropy over the learnt tokens of a batch (fp32), and their number L.
+
+    Args:
+        forward: the model, or what a distributed wrapper made of it.
+        decoder: the model's own decoder.
+        batch: of `Batches`, with `labels` [R, T].
+    """
+    inputs = dict(batch)
+    labels = inputs.pop("labels")[:, 1:]
+    learnt = labels != IGNORED
+    ahead = torch.nn.functional.pad(learnt, (0, 1))  # the token before a learnt one foretells it
+    with logits_only(decoder, ahead):
+        logits = forward(**inputs, use_cache=False).logits[0]
+    return cross_entropy(logits.float(), labels[learnt], reduction="sum"), int(learnt.sum())

@@ -1,0 +1,73 @@
+"""The command line's own verbs. Nothing heavy is imported before one runs."""
+
+from argparse import ArgumentParser, Namespace
+
+RUN = "runs/quickstart"
+
+
+def caption(parser: ArgumentParser) -> None:
+    """Describe images."""
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
+    _add_model(parser)
+    parser.set_defaults(run=run_caption)
+
+
+def run_caption(args: Namespace) -> None:
+    model = _open(args, args.images)
+    for path in args.images:
+        said = model.caption(path, max_new_tokens=args.tokens, do_sample=False)
+        print(said if len(args.images) == 1 else f"{path}: {said}", flush=True)
+
+
+def ask(parser: ArgumentParser) -> None:
+    """Ask a question about an image."""
+    parser.add_argument("image", metavar="IMAGE", help="an image file")
+    parser.add_argument("question", metavar="QUESTION", help="what to ask about it")
+    _add_model(parser)
+    parser.set_defaults(run=run_ask)
+
+
+def run_ask(args: Namespace) -> None:
+    if not args.question.strip():
+        raise ValueError('QUESTION is empty: say what to ask, as in "what color is the shape?"')
+    model = _open(args, [args.image])
+    for piece in model.stream(args.image, model.chat(args.question), max_new_tokens=args.tokens, do_sample=False):
+        print(piece, end="", flush=True)
+    print()
+
+
+def upcycle(parser: ArgumentParser) -> None:
+    """Turn a dense Llama-like decoder into an MoE with the same logits."""
+    parser.add_argument("source", metavar="SRC", help="hub id or folder of the dense decoder")
+    parser.add_argument("target", metavar="DST", help="folder to write, not there yet")
+    parser.add_argument("--experts", type=int, default=8, help="experts of each layer (default: 8)")
+    parser.add_argument("--top-k", type=int, default=2, help="experts that a token goes through (default: 2)")
+    parser.set_defaults(run=run_upcycle)
+
+
+def run_upcycle(args: Namespace) -> None:
+    from mmlm.upcycle import upcycle_folder
+
+    worst = upcycle_folder(args.source, args.target, args.experts, args.top_k)
+    print(
+        f"{args.target}: {args.experts} experts, {args.top_k} to a token; logits differ by at most {worst:.1e} in fp32"
+    )
+
+
+def _add_model(parser: ArgumentParser) -> None:
+    parser.add_argument("--model", default=RUN, metavar="RUN", help=f"saved adapter: folder or hub id (default: {RUN})")
+    parser.add_argument("--tokens", type=int, default=64, metavar="N", help="longest answer, in tokens (default: 64)")
+
+
+def _open(args: Namespace, images: list[str]):  # type: ignore[no-untyped-def]  # its type would import torch
+    """The model, after a look at the images: whoever mistyped a file's name should not wait for torch."""
+    from vision.images import open_image
+
+    for image in images:
+        open_image(image)
+    from transformers.utils import logging
+
+    from mmlm.model import MultimodalLM
+
+    logging.disable_progress_bar()
+    return MultimodalLM.from_pretrained(args.model)
