@@ -2,7 +2,7 @@
 
 The evaluation server of COCO (Chen et al. 2015, arXiv:1504.00325) tokenizes with a Java program; this is what it does
 to ordinary English captions, in plain Python: contractions are split ("don't" -> do n't, "dog's" -> dog 's), words with
-hyphens and numbers with commas, points or colons stay whole, punctuation goes.
+hyphens and numbers with commas, points or colons stay whole, punctuation goes (but brackets stay, as -lrb- and -rrb-).
 """
 
 import re
@@ -11,11 +11,12 @@ _CLITIC = r"n't|'(?:s|m|d|re|ve|ll)\b"
 _NUMBER = r"\d+(?:[.,:/]\d+)*"
 _WORD = r"[^\W_]+?(?=n't\b)|[^\W_]+(?:-[^\W_]+)*"
 _INITIALS = r"(?:[^\W\d_]\.){2,}"
-_TOKEN = re.compile(rf"{_CLITIC}|{_INITIALS}|{_NUMBER}(?!\w|-\w)|{_WORD}|[&%$#@/*+=<>^~|\\_]")
+_TOKEN = re.compile(rf"{_CLITIC}|{_INITIALS}|{_NUMBER}(?!\w|-\w)|{_WORD}|[]()[{{}}&%$#@/*+=<>^~|\\_]")
+_BRACKETS = dict(zip("()[]{}", ("-lrb-", "-rrb-", "-lsb-", "-rsb-", "-lcb-", "-rcb-"), strict=True))
 _STRAIGHT = str.maketrans({"’": "'", "‘": "'"})
 
 
 def ptb_tokenize(caption: str) -> list[str]:
     """Lower-case Penn Treebank tokens of one caption, punctuation dropped: "The dog's ball." -> the dog 's ball."""
     text = re.sub(r"\bcannot\b", "can not", caption.lower().translate(_STRAIGHT))
-    return _TOKEN.findall(text)
+    return [_BRACKETS.get(token, token) for token in _TOKEN.findall(text)]

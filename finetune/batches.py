@@ -5,13 +5,16 @@ R rows, T text tokens.
 
 import math
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.functional import pad
 
 from finetune.config import BatchConfig
+from finetune.prefix import Prefixes
 from mmlm.media import collate
 from mmlm.model import MultimodalLM
 from mmlm.processor import Marked
@@ -25,6 +28,8 @@ IGNORED = -100  # cross-entropy's mark for what is not learnt
 class Encoded:
     """A sample ready to be batched."""
 
+    question: str
+    answer: str
     images: tuple[str, ...]
     """Keys of its images in the feature cache."""
     text: Marked
@@ -32,11 +37,20 @@ class Encoded:
     learnt: int
     """How many of the last tokens are learnt."""
 
+    @property
+    def blind(self) -> int:
+        """Tokens before the first that sees an image or foretells what is learnt."""
+        seeing = next((place for place, image in enumerate(self.text.index) if image >= 0), len(self.text.ids))
+        return min(seeing, len(self.text.ids) - self.learnt - 1)
+
 
 def encode(model: MultimodalLM, cache: FeatureCache, samples: Sequence[Sample], say: str) -> list[Encoded]:
     """Samples -> tokens and feature-cache keys; images not seen before are encoded on the way."""
     keys = encode_images(cache, samples, say)
-    return [Encoded(shown, *dialogue(model, sample)) for sample, shown in zip(samples, keys, strict=True)]
+    return [
+        Encoded(sample.question, sample.answer, shown, *dialogue(model, sample))
+        for sample, shown in zip(samples, keys, strict=True)
+    ]
 
 
 def dialogue(model: MultimodalLM, sample: Sample) -> tuple[Marked, int]:
@@ -59,9 +73,11 @@ class Batches:
         self, model: MultimodalLM, cache: FeatureCache, data: Sequence[Encoded], config: BatchConfig, seed: int
     ) -> None:
         self.model, self.cache, self.config, self.seed = model, cache, config, seed
+        self.prefixes = Prefixes(model.decoder)
         self.by_image: dict[tuple[str, ...], list[Encoded]] = {}
         for entry in data:
             self.by_image.setdefault(entry.images, []).append(entry)
+        self.weights = rarity(data, config.balance)
         self.length = {
             images: (sum(map(cache.size, images)), max(len(entry.text.ids) for entry in mine))
             for images, mine in self.by_image.items()
@@ -81,7 +97,9 @@ class Batches:
         chosen = []
         for images in self.plan[place]:
             mine = self.by_image[images]
-            chosen += drawn.sample(mine, min(self.config.per_image, len(mine)))
+            # Efraimidis & Spirakis 2006, doi:10.1016/j.ipl.2005.11.003: a weighted draw without replacement
+            mine = sorted(mine, key=lambda entry: drawn.random() ** (1 / self.weights[entry.question, entry.answer]))
+            chosen += mine[-self.config.per_image :]
         return chosen
 
     def order(self, epoch: int) -> list[list[tuple[str, ...]]]:
@@ -98,7 +116,21 @@ class Batches:
         return batches
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        return batch_of(self.model, self.cache, self.choose(number))
+        return batch_of(self.model, self.cache, self.choose(number), self.prefixes)
+
+
+def rarity(data: Sequence[Encoded], power: float) -> dict[tuple[str, str], float]:
+    """Weight of each (question, answer): the answer's share among those to the question, to the power of -power.
+
+    A question's samples have weight 1 in the mean, so that no question is drawn more often for having many answers.
+    """
+    both = Counter((entry.question, entry.answer) for entry in data)
+    asked = Counter(entry.question for entry in data)
+    share = {pair: count / asked[pair[0]] for pair, count in both.items()}
+    mean = dict.fromkeys(asked, 0.0)
+    for (question, _), part in share.items():
+        mean[question] += part ** (1 - power)
+    return {pair: part**-power / mean[pair[0]] for pair, part in share.items()}
 
 
 class Mixture:
@@ -122,14 +154,31 @@ class Mixture:
         return part, counts[part] - 1
 
 
-def batch_of(model: MultimodalLM, cache: FeatureCache, chosen: Sequence[Encoded]) -> dict[str, Any]:
-    """Samples -> what `MultimodalLM.forward` takes, right-padded, and `labels` [R, T]."""
+def batch_of(
+    model: MultimodalLM, cache: FeatureCache, chosen: Sequence[Encoded], prefixes: Prefixes | None = None
+) -> dict[str, Any]:
+    """Samples -> what `MultimodalLM.forward` takes, right-padded, and `labels` [R, T].
+
+    With `prefixes` the text before the images is not in it: what the decoder remembers of it is, as `past_key_values`.
+    """
     distinct = {key: number for number, key in enumerate(dict.fromkeys(k for entry in chosen for k in entry.images))}
-    ids, mask, index = model.processor.pad([entry.text for entry in chosen], "right")
+    before = [entry.blind if prefixes and prefixes.usable else 0 for entry in chosen]
+    rests = [Marked(entry.text.ids[skip:], entry.text.index[skip:]) for entry, skip in zip(chosen, before, strict=True)]
+    ids, mask, index = model.processor.pad(rests, "right")
     labels = torch.full_like(ids, IGNORED)
-    for row, entry in enumerate(chosen):
-        end = len(entry.text.ids)
+    for row, (entry, rest) in enumerate(zip(chosen, rests, strict=True)):
+        end = len(rest.ids)
         labels[row, end - entry.learnt : end] = ids[row, end - entry.learnt : end]
+    batch: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    if prefixes and any(before):
+        longest = max(before)
+        skipped = torch.tensor(before)[:, None]
+        batch["past_key_values"] = prefixes.cache(
+            [tuple(entry.text.ids[:skip]) for entry, skip in zip(chosen, before, strict=True)]
+        )
+        batch["position_ids"] = skipped + torch.arange(ids.shape[1])
+        remembered = (torch.arange(longest) >= longest - skipped).long()
+        batch["attention_mask"] = torch.cat([remembered, mask], dim=1)
+        index = pad(index, (longest, 0), value=-1)
     rows = [[distinct[key] for key in entry.images] for entry in chosen]
-    media = collate([cache.load(key) for key in distinct], rows, index)
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels} | media
+    return batch | collate([cache.load(key) for key in distinct], rows, index)

@@ -1,9 +1,10 @@
 """Before the first step the adapter is fitted to the frozen parts, on a few batches and without gradients.
 
-The hidden states of a pretrained decoder are nearly all the same: in SmolLM2, 97% of the power of the last prompt token's
-is the mean over all questions, and what a question asks for is a few of the other percent; and they are 10 to 30 times
-larger than what a fresh layer puts out. So what goes into each block is whitened where tokens are learnt, what comes out is
-scaled to the deviation of each channel, and pooled features are centred and scaled. docs/findings.md has the measurements.
+The hidden states of a pretrained decoder are nearly all the same: in SmolLM2, 97% of the power of the last prompt
+token's is the mean over all questions, and what a question asks for is a few of the other percent; and they are 10 to
+30 times larger than what a fresh layer puts out. So what goes into each block is whitened where tokens are learnt, what
+comes out is scaled to the deviation of each channel, and pooled features are centred and scaled. docs/findings.md has
+the measurements.
 """
 
 from collections.abc import Iterable
@@ -16,10 +17,18 @@ from finetune.batches import IGNORED
 from mmlm.decoder import find_layers
 from mmlm.model import MultimodalLM
 
+OPEN = 0.5  # a gate before its tanh
+TEXT = ("input_ids", "attention_mask", "position_ids", "past_key_values")
+
 
 @torch.no_grad()
 def calibrate(model: MultimodalLM, batches: Iterable[dict[str, Any]]) -> None:
-    """Fits the norms and scales of an untrained adapter to the batches."""
+    """Fits the norms and scales of an untrained adapter to the batches, and opens its gates onto outputs of zero.
+
+    The model is what it was, bit for bit: what a shut gate held back is now zero by itself. But gradients reach the
+    weights behind the gate from the first step on; a gate that starts shut first opens onto
+    noise, and then shuts for good.
+    """
     hidden: list[list[Tensor]] = [[] for _ in model.config.layers]
     values: list[list[Tensor]] = [[] for _ in model.config.channels]
     for batch in batches:
@@ -34,6 +43,9 @@ def calibrate(model: MultimodalLM, batches: Iterable[dict[str, Any]]) -> None:
         block.norm.fit(states)
         block.ff_norm.fit(states)
         block.scale.copy_(states.std(0))
+        for gate, output in ((block.attention_gate, block.o), (block.ff_gate, block.down)):
+            gate.fill_(OPEN)
+            output.weight.zero_()
 
 
 def record(model: MultimodalLM, batch: dict[str, Any], where: Tensor, hidden: list[list[Tensor]]) -> None:
@@ -47,9 +59,8 @@ def record(model: MultimodalLM, batch: dict[str, Any], where: Tensor, hidden: li
 
         handles.append(layers[number].register_forward_pre_hook(keep, with_kwargs=True))
     try:
-        model.decoder.get_decoder()(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-        )
+        text = {key: batch[key] for key in TEXT if key in batch}
+        model.decoder.get_decoder()(**text, use_cache="past_key_values" in text)
     finally:
         for handle in handles:
             handle.remove()

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -23,17 +24,23 @@ def save(folder: Path, step: int, adapter: nn.Module, optimizer: Any) -> None:
 
 
 def load(folder: Path, adapter: nn.Module, optimizer: Any) -> int:
-    """Puts back what `save` wrote, if there is any; returns the steps done (0 without a checkpoint)."""
+    """Puts back what `save` wrote, if there is any; returns the steps done (0 without a checkpoint).
+
+    ValueError if it is damaged, or of a run with other settings.
+    """
     path = folder / NAME
     if not path.exists():
         return 0
     try:
         kept = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, UnpicklingError) as error:  # torch's words would advise to load it unsafely
+        raise ValueError(f"{path}: damaged; put a whole one there, or start over with --overwrite") from error
+    try:
         adapter.load_state_dict(kept["adapter"])
         optimizer.load_state_dict(kept["optimizer"])
-    except (RuntimeError, KeyError, ValueError, EOFError) as error:
+        return int(kept["step"])
+    except (RuntimeError, KeyError, ValueError, TypeError) as error:
         raise ValueError(
             f"{path}: not a checkpoint of this run's settings ({str(error).partition(chr(10))[0]}); "
             "resume with the settings it was made with, or start over with --overwrite"
         ) from error
-    return int(kept["step"])

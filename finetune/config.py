@@ -14,8 +14,8 @@ class OptimConfig:
 
     lr: float = 1e-3
     """Peak learning rate of the adapter's weights."""
-    gate_lr: float = 2e-2
-    """Peak learning rate of the gates; with the weights' own rate they would hardly open."""
+    gate_lr: float = 5e-3
+    """Peak learning rate of the gates."""
     weight_decay: float = 0.01
     """Of weight matrices."""
     beta2: float = 0.95
@@ -36,6 +36,10 @@ class BatchConfig:
     """Images of a batch, each with its own samples; media are projected once per image."""
     per_image: int = 4
     """Samples of each image, at the most."""
+    balance: float = 1.0
+    """Draw a sample the more often, the rarer its answer is among those to its question: its share to the power of
+    -balance. At 1 every answer to a question is as common as any other, so that the question alone gives nothing away;
+    at 0 samples are drawn as they come."""
 
 
 @dataclass
@@ -44,8 +48,6 @@ class TrainConfig:
 
     steps: int = 1000
     """Optimizer steps."""
-    seed: int = 0
-    """Of the adapter's start, and of the order of the samples."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
     save_every: int = 200
@@ -127,7 +129,12 @@ def nested(overrides: list[str]) -> dict[str, Any]:
         *path, last = name[2:].split(".")
         for part in path:
             at = at.setdefault(part, {})
-        at[last] = yaml.safe_load(value)
+            if not isinstance(at, dict):
+                raise ValueError(f"{word}: {part!r} was given the value {at!r} before; it has fields or a value")
+        try:
+            at[last] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{name}: {value!r} is no value: {error}") from error
     return given
 
 

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
 
 from finetune.batches import IGNORED
 
 
 @contextmanager
-def logits_only(decoder: nn.Module, where: Tensor) -> Iterator[None]:
+def logits_only(decoder: PreTrainedModel, where: Tensor) -> Iterator[None]:
     """Within it the decoder's logits are those of the tokens `where` (bool [R, T]) alone: [1, L, V].
 
     The output embedding is given those rows and no others; what a decoder does to logits after it (scaling, soft caps)
@@ -32,7 +33,7 @@ def logits_only(decoder: nn.Module, where: Tensor) -> Iterator[None]:
         handle.remove()
 
 
-def learnt_loss(forward: nn.Module, decoder: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, int]:
+def learnt_loss(forward: nn.Module, decoder: PreTrainedModel, batch: dict[str, Any]) -> tuple[Tensor, int]:
     """Sum of the cross-entropy over the learnt tokens of a batch (fp32), and their number L.
 
     Args:
@@ -45,5 +46,5 @@ def learnt_loss(forward: nn.Module, decoder: nn.Module, batch: dict[str, Any]) -
     learnt = labels != IGNORED
     ahead = torch.nn.functional.pad(learnt, (0, 1))  # the token before a learnt one foretells it
     with logits_only(decoder, ahead):
-        logits = forward(**inputs, use_cache=False).logits[0]
+        logits = forward(**inputs, use_cache="past_key_values" in inputs).logits[0]
     return cross_entropy(logits.float(), labels[learnt], reduction="sum"), int(learnt.sum())

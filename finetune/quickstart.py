@@ -28,7 +28,7 @@ from finetune.scenes import CREDIT
 from mmlm import zoo
 from mmlm.decoder import active_parameters
 from mmlm.model import MultimodalLM
-from mmlm.samples import Sample
+from mmlm.samples import Sample, identity
 from vision.features import FeatureCache
 
 PACKAGES = ("mmlm-adapter", "torch", "transformers", "timm", "accelerate", "pillow")
@@ -168,10 +168,11 @@ def peak_rss_gb() -> float:
 def make_cards(samples: Sequence[Sample], said: Sequence[str], count: int) -> list[Card]:
     """The first `count` samples of different images, good and bad as they come."""
     seen: set[Any] = set()
-    cards = []
+    cards: list[Card] = []
     for sample, answer in zip(samples, said, strict=True):
-        if sample.images not in seen and len(cards) < count:
-            seen.add(sample.images)
+        images = tuple(map(identity, sample.images))
+        if images not in seen and len(cards) < count:
+            seen.add(images)
             right = (
                 exact_match([answer], [sample.references]) == 1
                 if sample.kind == "caption"

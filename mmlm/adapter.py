@@ -1,5 +1,8 @@
 """The adapter: all that is trained. A projection of the media, and a gated block for each of some decoder layers."""
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +21,7 @@ class MediaProjection(nn.Module):
 
     def __init__(self, channels: list[int], width: int) -> None:
         super().__init__()
-        self.norms = nn.ModuleList(Standardize(c) for c in channels)
+        self.norms = cast("Sequence[Standardize]", nn.ModuleList(Standardize(c) for c in channels))
         self.inputs = nn.ModuleList(nn.Linear(c, width) for c in channels)
         self.slot = nn.Parameter(torch.randn(SLOTS, width) * 0.5)
         self.row = nn.Parameter(torch.randn(GRID, width) * 0.5)
@@ -39,7 +42,7 @@ class Adapter(nn.Module):
     def __init__(self, config: AdapterConfig) -> None:
         super().__init__()
         self.media = MediaProjection(config.channels, config.media_dim)
-        self.blocks = nn.ModuleList(GatedBlock(config) for _ in config.layers)
+        self.blocks = cast("Sequence[GatedBlock]", nn.ModuleList(GatedBlock(config) for _ in config.layers))
 
     def gates(self) -> dict[str, float]:
         """tanh of every gate, by name: how far each is open."""

@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import EntryPoint, entry_points, version
+from typing import NoReturn
 
 DISTRIBUTION = "mmlm-adapter"
 GROUP = "mmlm.commands"
@@ -125,6 +126,13 @@ def load_verb(entry: EntryPoint) -> Callable[[argparse.ArgumentParser], None]:
         raise ImportError(f"broken ({entry.value}): {reason}") from error
 
 
+class Parser(argparse.ArgumentParser):
+    """Complains in one line: the usage of a verb with many options is a screenful."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"mmlm: {message}; {self.prog} --help lists what there is\n")
+
+
 def verb_parser(entry: EntryPoint) -> argparse.ArgumentParser:
     """The verb's parser, its arguments added; its docstring heads its help. ImportError as for `load_verb`."""
     try:
@@ -133,7 +141,7 @@ def verb_parser(entry: EntryPoint) -> argparse.ArgumentParser:
         raise ImportError(f"the verb {entry.name!r} is {error}") from error
     from inspect import cleandoc
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"mmlm {entry.name}",
         description=cleandoc(verb.__doc__ or ""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -180,7 +188,7 @@ def plain(error: BaseException) -> str | None:
             return f'{error}; pip install -e ".[quickstart]" brings all that mmlm uses'
         case OSError(filename=str(name), strerror=str(reason)):
             return f"{name}: {reason}"
-        case ValueError() | OSError() | ImportError():
+        case ValueError() | OSError() | ImportError() | FloatingPointError():
             return one_line(str(error)) or type(error).__name__
     return None
 

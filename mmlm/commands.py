@@ -1,6 +1,7 @@
 """The command line's own verbs. Nothing heavy is imported before one runs."""
 
 from argparse import ArgumentParser, Namespace
+from pathlib import Path
 
 RUN = "runs/quickstart"
 
@@ -65,6 +66,8 @@ def _open(args: Namespace, images: list[str]):  # type: ignore[no-untyped-def]  
 
     for image in images:
         open_image(image)
+    if args.model == RUN and not Path(RUN).exists():
+        raise ValueError(f"{RUN}: no such folder; `mmlm quickstart` trains a model into it, --model names another")
     from transformers.utils import logging
 
     from mmlm.model import MultimodalLM

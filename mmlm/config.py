@@ -58,6 +58,8 @@ class AdapterConfig:
     def __post_init__(self) -> None:
         if self.attend not in ("latest", "all"):
             raise ValueError(f"attend={self.attend!r}: 'latest' or 'all'")
+        if self.detail not in ("high", "low", "auto"):
+            raise ValueError(f"detail={self.detail!r}: 'high', 'low' or 'auto'")
         if self.heads and self.kv_heads and self.heads % self.kv_heads:
             raise ValueError(f"heads={self.heads} is no multiple of kv_heads={self.kv_heads}")
 
@@ -100,7 +102,7 @@ def place_blocks(count: int, every: int | None, start: int | None, layers: list[
         first = count - max(1, round(count / 3))
         spread = min(4, count - first)
         return sorted({first + round(i * (count - 1 - first) / max(1, spread - 1)) for i in range(spread)})
-    every, start = every or 4, start or 0
+    every, start = 4 if every is None else every, start or 0
     if every < 1 or not 0 <= start < count:
         raise ValueError(f"every={every}, start={start}: every at least 1, start from 0 to {count - 1}")
     return list(range(start, count, every))

@@ -59,8 +59,8 @@ def active_parameters(decoder: PreTrainedModel) -> int:
     picked = getattr(text, "num_experts_per_tok", None)
     total = 0
     for name, parameter in decoder.named_parameters():
-        routed = experts and picked and ".experts." in name
-        total += parameter.numel() * picked // experts if routed else parameter.numel()
+        size = parameter.numel()
+        total += size * picked // experts if experts and picked and ".experts." in name else size
     return total
 
 

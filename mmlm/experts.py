@@ -7,16 +7,29 @@ second time on. With rows padded there are few shapes. transformers' `grouped_mm
 N tokens, k experts of each, D width.
 """
 
+from typing import Protocol
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import linear, pad
+from transformers import PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 NAME = "padded_mm"
 ROWS = 64
 
 
-def padded_experts(self: nn.Module, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+class Experts(Protocol):
+    """The experts of one MoE layer, as transformers hands them to an experts function."""
+
+    num_experts: int
+    gate_up_proj: Tensor
+    down_proj: Tensor
+
+    def _apply_gate(self, gate_up_out: Tensor) -> Tensor: ...
+
+
+def padded_experts(self: Experts, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
     """The experts' share of an MoE layer, as transformers' experts interface asks for it: [N, D] -> [N, D].
 
     Frozen experts get no weight gradients.
@@ -38,7 +51,7 @@ def padded_experts(self: nn.Module, hidden: Tensor, top_k_index: Tensor, top_k_w
     return (chosen * top_k_weights[..., None]).sum(1).to(hidden.dtype)
 
 
-def use_padded_experts(decoder: nn.Module) -> None:
+def use_padded_experts(decoder: PreTrainedModel) -> None:
     """Switches the decoder's experts to `padded_experts`, if it has experts, all of the plain gated kind."""
     experts = [
         module for module in decoder.modules() if hasattr(module, "gate_up_proj") and hasattr(module, "down_proj")

@@ -44,8 +44,9 @@ def collate(images: Sequence[Features] | Sequence[Prepared], rows: list[list[int
     """
     if not any(rows):
         return {}
-    maps = range(len(images[0].places))
-    owners = [torch.cat([torch.full((len(image.places[m]),), i) for i, image in enumerate(images)]) for m in maps]
+    places = [image.places for image in images]
+    maps = range(len(places[0]))
+    owners = [torch.cat([torch.full((len(its[m]),), i) for i, its in enumerate(places)]) for m in maps]
     flat_owner = torch.cat(owners)  # which image each embedding of the batch is of
     mine = [torch.nonzero(flat_owner == i).flatten() for i in range(len(images))]
     gather = [torch.cat([mine[i] for i in row]) if row else torch.zeros(0, dtype=torch.int64) for row in rows]
@@ -56,21 +57,25 @@ def collate(images: Sequence[Features] | Sequence[Prepared], rows: list[list[int
         for row in rows
     ]
     batch: dict[str, Any] = {
-        "media_places": torch.cat([torch.cat([image.places[m] for image in images]) for m in maps]),
+        "media_places": torch.cat([torch.cat([its[m] for its in places]) for m in maps]),
         "media_gather": pad_sequence(gather, batch_first=True),
         "media_owner": pad_sequence(owner, batch_first=True, padding_value=-1),
         "media_index": index,
     }
-    if isinstance(images[0], Features):
-        batch["media_values"] = tuple(torch.cat([image.values[m] for image in images]) for m in maps)
+    values = [image.values for image in images if isinstance(image, Features)]
+    if len(values) == len(images):
+        batch["media_values"] = tuple(torch.cat(parts) for parts in zip(*values, strict=True))
         return batch
     first = 0
+    pixels: list[Tensor] = []
     cells: list[list[Tensor]] = [[] for _ in maps]
     for image in images:
+        assert isinstance(image, Prepared)
+        pixels.append(image.pixels)
         for m in maps:
             cells[m].append(image.cells[m] + torch.tensor([first, 0]))
         first += len(image.pixels)
-    batch["pixel_values"] = torch.cat([image.pixels for image in images])
+    batch["pixel_values"] = torch.cat(pixels)
     batch["media_cells"] = tuple(torch.cat(parts) for parts in cells)
     return batch
 

@@ -4,14 +4,14 @@ R rows, T text tokens, V vocabulary.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from threading import Thread
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase, TextIteratorStreamer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextIteratorStreamer
 
 from mmlm import store, zoo
 from mmlm.adapter import Adapter
@@ -35,7 +35,7 @@ class MultimodalLM(nn.Module):
     """
 
     def __init__(
-        self, config: AdapterConfig, decoder: nn.Module, tokenizer: PreTrainedTokenizerBase, vision: VisionEncoder
+        self, config: AdapterConfig, decoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, vision: VisionEncoder
     ) -> None:
         super().__init__()
         self.config = config
@@ -123,8 +123,8 @@ class MultimodalLM(nn.Module):
         config, weights = store.load(name, revision)
         built, tokenizer, _ = _decoder(decoder or config.decoder, tokenizer, config.revision, decoder_kwargs or {})
         encoder = _encoder(config, vision or config.vision)
+        store.check_fingerprint(config, _fingerprints(built, encoder), name)
         model = cls(config, built, tokenizer, encoder)
-        store.check_fingerprint(config, model.fingerprint(), name)
         store.fill(model.adapter, weights, name)
         model.adapter.to(next(built.parameters()).device)
         return model.eval()
@@ -141,7 +141,7 @@ class MultimodalLM(nn.Module):
 
     def fingerprint(self) -> dict[str, str]:
         """Hashes of the frozen weights, by part."""
-        return {"decoder": fingerprint(self.decoder), "vision": fingerprint(self.vision)}
+        return _fingerprints(self.decoder, self.vision)
 
     def train(self, mode: bool = True) -> "MultimodalLM":
         """As in torch, for the adapter alone: the frozen parts stay in eval mode."""
@@ -189,28 +189,29 @@ class MultimodalLM(nn.Module):
         Returns a string for one prompt, a list of strings for a list; with num_return_sequences that many for each.
         """
         batch = self.processor(images, prompt).to(self.device)
-        tokens = self.generate_tokens(dict(batch), **kwargs)
+        tokens = self.generate_tokens(batch, **kwargs)
         texts = self.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         texts = [text.strip() for text in texts]
         return texts[0] if is_one(prompt) and len(texts) == 1 else texts
 
     @torch.no_grad()
-    def generate_tokens(self, batch: dict[str, Any], **kwargs: Any) -> Tensor:
+    def generate_tokens(self, batch: Mapping[str, Any], **kwargs: Any) -> Tensor:
         """A batch of `processor` -> the ids of what was generated [rows, new tokens], the prompt not among them."""
         if "max_length" not in kwargs and "generation_config" not in kwargs:
             kwargs.setdefault("max_new_tokens", NEW_TOKENS)
         if "pad_token_id" not in kwargs and self.decoder.generation_config.pad_token_id is None:
             kwargs["pad_token_id"] = self.processor.tokenizer.eos_token_id
         prompt = batch["input_ids"].shape[1]
+        batch = dict(batch)  # looking takes the media out
         with casts_kept(self.device), self.looking(batch):
-            result = self.decoder.generate(**batch, **kwargs)
+            result = self.decoder.generate(**batch, **kwargs)  # type: ignore[operator]  # of a mixin that subclasses have
         sequences = result if isinstance(result, Tensor) else result.sequences
         return sequences[:, prompt:]
 
     def stream(self, images: Any = None, prompt: Text = "", **kwargs: Any) -> Iterator[str]:
         """Yields the text of `generate` piece by piece, as it is made."""
         streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        batch = dict(self.processor(images, prompt).to(self.device))
+        batch = self.processor(images, prompt).to(self.device)
         failed: list[BaseException] = []
 
         def work() -> None:
@@ -287,6 +288,10 @@ def _decoder(
     else:
         built, own = load_decoder(decoder, revision=revision, **kwargs)
     return built, tokenizer or own, str(decoder)
+
+
+def _fingerprints(decoder: nn.Module, vision: VisionEncoder) -> dict[str, str]:
+    return {"decoder": fingerprint(decoder), "vision": fingerprint(vision)}
 
 
 def _encoder(config: AdapterConfig, vision: str | nn.Module) -> VisionEncoder:

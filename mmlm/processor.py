@@ -6,6 +6,7 @@ every text token, which image is the latest one before it. R rows, T text tokens
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ class Processor:
 
         Raises ValueError if marks and images do not match in number, or a prompt is empty; ImageError for bad images.
         """
-        texts = [text] if is_one(text) else list(text or [])
+        texts: list[Any] = [text] if is_one(text) else list(text or [])
         if not texts:
             raise ValueError("no prompt: give text= a string, a chat, or a list of them")
         shown = images_of_rows(images, len(texts))
@@ -96,23 +97,20 @@ class Processor:
         ends: list[int] = []
         for piece in pieces[:-1]:
             ends.append(len(piece) + (ends[-1] if ends else 0))
-        # a mark at the very end counts as before the last token: it is the one that foretells what follows
-        ends = [min(end, len(plain) - 1) for end in ends]
         # a chat's text has its special tokens already
         special = not is_chat_text(plain, self.tokenizer)
         coded = self.tokenizer(plain, add_special_tokens=special, return_offsets_mapping=True)
-        index = [
-            sum(end < stop for end in ends) - 1 if stop > start else None for start, stop in coded["offset_mapping"]
-        ]
-        filled: list[int] = []
-        for seen in index:  # tokens without text of their own (a beginning-of-text) see what the one before them sees
-            filled.append(seen if seen is not None else filled[-1] if filled else -1)
-        return Marked(list(coded["input_ids"]), filled)
+        stops = [stop for _, stop in coded["offset_mapping"]]
+        # a mark at the very end counts as before the last token: it is the one that foretells what follows
+        ends = [min(end, max(stops) - 1) for end in ends]
+        # the largest so far: tokens without text of their own (an end-of-text) see what the one before them sees
+        index = list(accumulate((sum(end < stop for end in ends) - 1 for stop in stops), max))
+        return Marked(list(coded["input_ids"]), index)
 
     def chat(self, messages: Sequence[Message], generate: bool = True) -> str:
         """Chat messages through the decoder's own template, with a mark for each part `{"type": "image"}`.
 
-        Content is a string or a list of parts. ValueError if the tokenizer has no chat template.
+        Content is a string or a list of parts. Without a chat template the contents stand in lines of their own.
         """
         if self.tokenizer.chat_template is None:
             return "\n".join(self.flatten(message)["content"] for message in messages)

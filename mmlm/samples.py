@@ -1,6 +1,6 @@
 """One question about images and its right answer: what every data set is read into."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 from tqdm import tqdm
@@ -34,10 +34,13 @@ def opened(image: Image) -> Source:
     return image() if callable(image) else image
 
 
+def identity(image: Image) -> Hashable:
+    """What tells an image from others, without opening it: itself, or for arrays and PIL images their place."""
+    return image if isinstance(image, Hashable) else id(image)
+
+
 def encode_images(cache: FeatureCache, samples: Sequence[Sample], say: str) -> list[tuple[str, ...]]:
     """For each sample the keys of its images in the cache; what is not there is encoded, with a progress bar."""
-    distinct = dict.fromkeys(image for sample in samples for image in sample.images)
-    keys: dict[Image, str] = {}
-    for image in tqdm(distinct, desc=say, unit="image"):
-        keys[image] = cache.add(opened(image))
-    return [tuple(keys[image] for image in sample.images) for sample in samples]
+    distinct = {identity(image): image for sample in samples for image in sample.images}
+    keys = {name: cache.add(opened(image)) for name, image in tqdm(distinct.items(), desc=say, unit="image")}
+    return [tuple(keys[identity(image)] for image in sample.images) for sample in samples]

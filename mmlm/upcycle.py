@@ -99,6 +99,6 @@ def upcycle_folder(source: str | os.PathLike[str], target: str | os.PathLike[str
         dtype = dense.dtype
         sparse = upcycle(dense.float(), experts, top_k)
         worst = check_same(dense, sparse)
-        sparse.to(dtype=dtype).save_pretrained(draft)
+        sparse.to(dtype=dtype).save_pretrained(draft)  # type: ignore[call-arg]  # transformers' wrapper hides self
         tokenizer.save_pretrained(draft)
     return worst

@@ -107,7 +107,7 @@ def convert_decoder() -> None:
         sparse = upcycle(dense, EXPERTS, TOP_K)
         bar.update()
         bar.set_postfix_str("writing")
-        sparse.to(torch.bfloat16).save_pretrained(draft)
+        sparse.bfloat16().save_pretrained(draft)
         tokenizer.save_pretrained(draft)
         Path(source).unlink()
         Path(source).parent.rmdir()

@@ -3,9 +3,11 @@
 P pictures, C channels of a map.
 """
 
+from typing import Any
+
 import torch
 from timm import create_model
-from timm.models import FeatureListNet
+from timm.layers import Format
 from torch import Tensor, nn
 
 
@@ -22,16 +24,20 @@ class Backbone(nn.Module):
 
     def __init__(self, maps: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], name: str) -> None:
         super().__init__()
-        if not hasattr(maps, "feature_info"):
+        info: Any = getattr(maps, "feature_info", None)
+        if not callable(getattr(info, "channels", None)):  # of a whole network it is a plain list
             raise ValueError(
                 f"the vision module {type(maps).__name__} gives no feature maps: make it with "
                 "timm.create_model(NAME, features_only=True), or name it: vision='timm/NAME'"
             )
         self.maps = maps.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.name = name
-        self.channels: list[int] = maps.feature_info.channels()
-        self.strides: list[int] = maps.feature_info.reduction()
+        self.channels: list[int] = info.channels()
+        self.strides: list[int] = info.reduction()
+        self.channels_last = getattr(maps, "output_fmt", None) == Format.NHWC  # as Swin's and MambaOut's are
         # (x/255 - mean) / std as one multiply-add
+        self.scale: Tensor
+        self.shift: Tensor
         scale = 1 / (255 * torch.tensor(std))
         self.register_buffer("scale", scale.view(3, 1, 1), persistent=False)
         self.register_buffer("shift", (-torch.tensor(mean) / torch.tensor(std)).view(3, 1, 1), persistent=False)
@@ -43,13 +49,14 @@ class Backbone(nn.Module):
         """uint8 [P, 3, 512, 512] -> a list of [P, C, h, w], the deepest last."""
         weight = next(self.maps.parameters())
         pixels = torch.addcmul(self.shift.float(), pictures.float(), self.scale.float())
-        return self.maps(pixels.to(weight.dtype, memory_format=torch.channels_last))
+        maps = self.maps(pixels.to(weight.dtype, memory_format=torch.channels_last))
+        return [one.movedim(-1, 1) for one in maps] if self.channels_last else maps
 
 
 def load_backbone(vision: str | nn.Module, *, pretrained: bool = True) -> Backbone:
     """Opens a backbone: "timm/NAME", "hf-hub:NAME", "local-dir:PATH" or a timm module made with features_only=True.
 
-    Raises ValueError for names that timm does not know and modules that give no feature maps.
+    Raises ValueError for names that timm does not know, weights that cannot be had, and modules without feature maps.
     """
     if isinstance(vision, Backbone):
         return vision
@@ -59,11 +66,11 @@ def load_backbone(vision: str | nn.Module, *, pretrained: bool = True) -> Backbo
         return Backbone(vision, cfg.get("mean", (0.5,) * 3), cfg.get("std", (0.5,) * 3), name)
     name = vision.removeprefix("timm/")
     try:
-        model = create_model(name, features_only=True, pretrained=pretrained)
-    except RuntimeError as error:
+        model: Any = create_model(name, features_only=True, pretrained=pretrained)
+    except (RuntimeError, OSError) as error:
         raise ValueError(
-            f"vision={vision!r}: {error}; name a timm model with feature maps, as 'timm/resnet50'"
+            f"vision={vision!r}: {error}; name a timm model with feature maps, as 'timm/resnet50', "
+            "or a folder with its weights, 'local-dir:PATH'"
         ) from error
-    assert isinstance(model, FeatureListNet | nn.Module)
     cfg = model.pretrained_cfg if hasattr(model, "pretrained_cfg") else model.default_cfg
     return Backbone(model, cfg["mean"], cfg["std"], vision)

@@ -50,7 +50,7 @@ class Pyramid:
         return tuple(sorted({level.map for level in self.overview + self.tile}, reverse=True))
 
     def pool(self, maps: list[Tensor]) -> tuple[Tensor, ...]:
-        """Feature maps of P pictures [P, C, h, w] -> per map of `self.maps` its cells, overview's first: [P, cells, C]."""
+        """Feature maps of P pictures [P, C, h, w] -> per map of `self.maps` its cells [P, cells, C], overview first."""
         return tuple(
             torch.cat(
                 [

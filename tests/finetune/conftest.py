@@ -1,0 +1,37 @@
+"""A few samples about a few images, and a cache for their features."""
+
+import pytest
+
+from finetune.batches import encode
+from mmlm.samples import Sample
+from vision.encoder import VisionEncoder
+from vision.features import FeatureCache
+
+WORDS = ("red", "blue", "green", "cat", "dog", "two birds", "a", "no", "yes", "circle")
+
+
+@pytest.fixture(scope="session")
+def cache(tiny_vision, tmp_path_factory):
+    """The feature cache of the tiny models: they all have the same eyes."""
+    return FeatureCache(VisionEncoder(tiny_vision), tmp_path_factory.mktemp("features"))
+
+
+@pytest.fixture(scope="session")
+def make_samples(picture):
+    """Makes samples: make_samples(images, questions of each image)."""
+
+    def make(images, each=1):
+        shown = [picture(seed, (64 + 40 * (seed % 3), 96)) for seed in range(images)]
+        return [
+            Sample(f"{i}-{q}", (image,), "what is it" + " now" * q + "?", WORDS[(3 * i + q) % len(WORDS)])
+            for i, image in enumerate(shown)
+            for q in range(each)
+        ]
+
+    return make
+
+
+@pytest.fixture
+def encoded(tiny_model, cache, make_samples):
+    """Encoded samples: encoded(images, questions of each image)."""
+    return lambda images, each=1: encode(tiny_model, cache, make_samples(images, each), "encoding")

@@ -1,0 +1,149 @@
+"""Batches: what is drawn depends on the seed and the number alone, and what is learnt is the answer alone."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from finetune.batches import IGNORED, Batches, Mixture, batch_of, dialogue, encode
+from finetune.config import BatchConfig
+
+
+@pytest.fixture
+def make(tiny_model, cache, encoded):
+    """Makes batches: make(images, questions of each, images of a batch, samples of each image, seed)."""
+
+    def make_(images=7, each=3, size=2, per_image=2, seed=0):
+        return Batches(tiny_model, cache, encoded(images, each), BatchConfig(size, per_image), seed)
+
+    return make_
+
+
+def drawn(batches, numbers):
+    return [[(entry.images, tuple(entry.text.ids)) for entry in batches.choose(n)] for n in numbers]
+
+
+def test_a_batch_depends_on_its_number_alone(make):
+    numbers = list(range(12))
+    wanted = drawn(make(), numbers)
+    assert drawn(make(), numbers[::-1]) == wanted[::-1]
+    assert drawn(make(), [7]) == [wanted[7]]
+    late = make()
+    for got in (late[9], make()[9]):
+        assert got["input_ids"].equal(make()[9]["input_ids"])
+
+
+def test_a_batch_depends_on_no_order_of_the_data(tiny_model, cache, encoded):
+    data, config = encoded(7, 1), BatchConfig(2, 1)
+    one, other = (Batches(tiny_model, cache, mine, config, 0) for mine in (data, data[::-1]))
+    assert drawn(one, range(8)) == drawn(other, range(8))
+
+
+def test_seeds_and_epochs_differ(make):
+    assert drawn(make(seed=0), range(4)) != drawn(make(seed=1), range(4))
+    batches = make()
+    assert drawn(batches, range(4)) != drawn(batches, range(4, 8))
+
+
+@settings(max_examples=20)
+@given(images=st.integers(1, 9), size=st.integers(1, 10), epoch=st.integers(0, 5))
+def test_every_image_once_an_epoch(make, images, size, epoch):
+    batches = make(images, 1, size, 1)
+    assert len(batches) == -(-images // size)
+    seen = Counter(
+        entry.images for n in range(epoch * len(batches), (epoch + 1) * len(batches)) for entry in batches.choose(n)
+    )
+    assert len(seen) == images and set(seen.values()) == {1}
+
+
+@pytest.mark.parametrize(("each", "per_image", "rows"), [(3, 2, 4), (3, 9, 6), (1, 4, 2)])
+def test_an_image_brings_some_of_its_samples_each_once(make, each, per_image, rows):
+    batches = make(4, each, 2, per_image)
+    for number in range(4):
+        chosen = batches.choose(number)
+        assert len(chosen) == rows == len({(entry.images, tuple(entry.text.ids)) for entry in chosen})
+        assert set(Counter(entry.images for entry in chosen).values()) == {min(each, per_image)}
+
+
+def test_images_of_like_length_come_together(tiny_model, cache, make_samples, picture):
+    samples = [
+        replace(sample, images=(picture(i, (96, 96) if i % 2 else (1024, 512)),))
+        for i, sample in enumerate(make_samples(8))
+    ]
+    batches = Batches(tiny_model, cache, encode(tiny_model, cache, samples, ""), BatchConfig(2, 1), 0)
+    for number in range(8):
+        one, other = (batches.length[entry.images][0] for entry in batches.choose(number))
+        assert one == other
+
+
+def test_an_images_features_are_in_a_batch_once(make):
+    batch = make(4, 3, 2, 3)[0]
+    rows, length = batch["media_owner"].shape
+    assert rows == 6
+    assert len(batch["media_places"]) <= 2 * length
+    assert sum(map(len, batch["media_values"])) == len(batch["media_places"])
+
+
+def test_learnt_is_the_answer_and_its_end(tiny_model, cache, make_samples):
+    tokenizer = tiny_model.processor.tokenizer
+    samples = make_samples(5, 2)
+    for sample, entry in zip(samples, encode(tiny_model, cache, samples, ""), strict=True):
+        assert tokenizer.decode(entry.text.ids[-entry.learnt :]) == sample.answer + tokenizer.eos_token
+        asked = tiny_model.processor.chat(tiny_model.chat(sample.question))
+        prompt = tokenizer.decode(entry.text.ids[: -entry.learnt])
+        assert prompt == asked.replace(tiny_model.processor.mark, "")
+
+
+def test_labels_are_the_learnt_tokens_in_their_places(make, tiny_model, cache):
+    batches = make(4, 3, 3, 3)
+    for number in range(4):
+        chosen = batches.choose(number)
+        batch = batch_of(tiny_model, cache, chosen)
+        assert batch["labels"].shape == batch["input_ids"].shape == batch["attention_mask"].shape
+        for entry, ids, labels, mask in zip(
+            chosen, batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True
+        ):
+            length = len(entry.text.ids)
+            assert ids[:length].tolist() == entry.text.ids
+            assert mask.tolist() == [1] * length + [0] * (len(mask) - length)
+            learnt = torch.nonzero(labels != IGNORED).flatten()
+            assert learnt.tolist() == list(range(length - entry.learnt, length))
+            assert labels[learnt].equal(ids[learnt])
+
+
+def test_what_is_taught_is_what_ask_asks(tiny_model, make_samples):
+    """The prompt of training is the prompt of `ask`, token for token."""
+    (sample,) = make_samples(1)
+    marked, learnt = dialogue(tiny_model, sample)
+    batch = tiny_model.processor(sample.images[0], tiny_model.chat(sample.question))
+    assert marked.ids[:-learnt] == batch["input_ids"][0].tolist()
+    assert marked.index[:-learnt] == batch["media_index"][0].tolist()
+    assert marked.index[-1] == 0
+
+
+class Numbers:
+    """Stands where batches do: batch number n is n."""
+
+    def __getitem__(self, number):
+        return number
+
+
+@given(shares=st.lists(st.floats(0.05, 10), min_size=1, max_size=4), count=st.integers(1, 200))
+def test_a_mixture_keeps_its_shares_at_every_step(shares, count):
+    mixture = Mixture([Numbers()] * len(shares), shares)
+    counts = Counter(mixture.locate(number)[0] for number in range(count))
+    for part, share in enumerate(shares):
+        assert abs(counts[part] - count * share / sum(shares)) < len(shares)
+
+
+@given(number=st.integers(0, 100), share=st.floats(0.05, 0.95))
+def test_a_mixture_uses_up_each_part_in_order(number, share):
+    mixture = Mixture([Numbers(), Numbers()], [share, 1 - share])
+    places = [mixture.locate(n) for n in range(number + 1)]
+    for part in (0, 1):
+        mine = [place for which, place in places if which == part]
+        assert mine == list(range(len(mine)))
+    assert mixture[number] == places[-1][1]

@@ -1,0 +1,80 @@
+"""Calibration: what goes into the blocks is white, what they add has the decoder's unit, and nothing is said yet."""
+
+import copy
+
+import pytest
+import torch
+
+from finetune.batches import IGNORED, Batches
+from finetune.calibrate import calibrate, record
+from finetune.config import BatchConfig
+
+STATES = 400
+
+
+def fresh(batch):
+    """The batch with a cache of its own: a forward lengthens it."""
+    return {name: copy.deepcopy(value) if name == "past_key_values" else value for name, value in batch.items()}
+
+
+@pytest.fixture
+def batches(tiny_model, cache, encoded):
+    batches = Batches(tiny_model, cache, encoded(8, 10), BatchConfig(8, 10), 0)
+    return [batches[number] for number in range(3)]
+
+
+def states_of(model, batches):
+    """What goes into each block where tokens are learnt."""
+    hidden = [[] for _ in model.config.layers]
+    for batch in batches:
+        record(model, fresh(batch), torch.nn.functional.pad(batch["labels"][:, 1:] != IGNORED, (0, 1)), hidden)
+    return [torch.cat(mine) for mine in hidden]
+
+
+def test_blocks_are_shown_white_states(tiny_model, batches):
+    calibrate(tiny_model, map(fresh, batches))
+    for block, states in zip(tiny_model.adapter.blocks, states_of(tiny_model, batches), strict=True):
+        assert len(states) > STATES
+        for norm in (block.norm, block.ff_norm):
+            white = norm(states)
+            covariance = white.T @ white / len(white)
+            assert white.mean(0).abs().max() < 1e-3
+            shrunk = torch.linalg.eigvalsh(covariance)
+            assert shrunk.max() < 1.01 and shrunk.mean() > 0.3, "the identity, but for what is shrunk"
+            off = covariance - torch.diag(covariance.diagonal())
+            assert off.abs().mean() < 0.1
+        torch.testing.assert_close(block.scale, states.std(0))
+
+
+def test_pooled_features_are_centred_and_scaled(tiny_model, batches):
+    calibrate(tiny_model, map(fresh, batches))
+    for norm, parts in zip(
+        tiny_model.adapter.media.norms, zip(*(batch["media_values"] for batch in batches), strict=True), strict=True
+    ):
+        values = norm(torch.cat(parts))
+        assert values.mean(0).abs().max() < 1e-3
+        assert 0.5 < values.std(0).mean() <= 1
+
+
+def test_a_calibrated_model_is_born_exact(tiny_model, batches):
+    batch = {name: value for name, value in batches[0].items() if name != "labels"}
+    blind = {name: value for name, value in batch.items() if not name.startswith("media")}
+    calibrate(tiny_model, [fresh(batches[0])])
+    assert tiny_model(**fresh(batch)).logits.equal(tiny_model(**fresh(blind)).logits)
+
+
+def test_calibration_trains_nothing_and_leaves_no_hook(tiny_model, batches):
+    frozen = {name: p.clone() for name, p in tiny_model.decoder.named_parameters()}
+    hooks = [len(layer._forward_pre_hooks) for layer in tiny_model.decoder.model.layers]
+    calibrate(tiny_model, map(fresh, batches))
+    assert hooks == [len(layer._forward_pre_hooks) for layer in tiny_model.decoder.model.layers]
+    assert all(p.equal(frozen[name]) for name, p in tiny_model.decoder.named_parameters())
+    assert all(p.grad is None for p in tiny_model.parameters())
+
+
+def test_the_same_batches_give_the_same_calibration(make_model, batches):
+    one, other = make_model(), make_model()
+    for model in (one, other):
+        calibrate(model, map(fresh, batches))
+    for name, tensor in one.adapter.state_dict().items():
+        assert tensor.equal(other.adapter.state_dict()[name]), name

@@ -1,0 +1,83 @@
+"""The loss is the plain one, and so are its gradients: what is left out costs nothing but time."""
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from finetune.batches import IGNORED, Batches, batch_of, encode
+from finetune.config import BatchConfig
+from finetune.loss import learnt_loss, logits_only
+
+
+@pytest.fixture(params=[False, True], ids=["image first", "image last"])
+def model(request, make_model, open_gates):
+    return open_gates(make_model(image_last=request.param))
+
+
+@pytest.fixture
+def batches(model, cache, make_samples):
+    return Batches(model, cache, encode(model, cache, make_samples(4, 3), "encoding"), BatchConfig(3, 2), 0)
+
+
+def plainly(model, batch):
+    """The cross-entropy over the logits of all tokens."""
+    inputs = dict(batch)
+    labels = inputs.pop("labels")
+    logits = model(**inputs).logits[:, :-1]
+    return cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum")
+
+
+def gradients(model):
+    taken = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return taken
+
+
+def test_loss_and_gradients_are_those_of_the_whole_text(model, batches, cache):
+    """Whatever the batch leaves out: prefixes that see no image, logits of what is not learnt."""
+    loss, learnt = learnt_loss(model, model.decoder, batches[0])
+    loss.backward()
+    got = gradients(model)
+    chosen = batches.choose(0)
+    whole = plainly(model, batch_of(model, cache, chosen))
+    whole.backward()
+    wanted = gradients(model)
+    assert learnt == sum(entry.learnt for entry in chosen)
+    assert loss.item() == pytest.approx(whole.item(), rel=1e-5)
+    assert got.keys() == wanted.keys()
+    for name in wanted:
+        torch.testing.assert_close(got[name], wanted[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_the_gradient_is_in_the_adapter_alone(model, batches):
+    loss, _ = learnt_loss(model, model.decoder, batches[0])
+    loss.backward()
+    moved = {name for name, gradient in gradients(model).items() if gradient.any()}
+    assert moved and all(name.startswith("adapter.") for name in moved)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {name for name, _ in model.named_parameters() if name.startswith("adapter.")}
+    rows_and_columns = {"adapter.media.row", "adapter.media.column"}
+    assert trained - moved <= rows_and_columns, "the tiny images have one tile; all else is trained"
+
+
+def test_a_blind_model_learns_nothing_but_its_gates(make_model, cache, make_samples):
+    """Born exact: behind shut gates only the gates have a gradient."""
+    model = make_model()
+    data = encode(model, cache, make_samples(2), "encoding")
+    loss, _ = learnt_loss(model, model.decoder, batch_of(model, cache, data))
+    loss.backward()
+    moved = {name for name, gradient in gradients(model).items() if gradient.any()}
+    assert moved == {name for name, _ in model.named_parameters() if name.endswith("_gate")}
+
+
+def test_logits_are_whole_again_afterwards(tiny_decoder):
+    decoder = tiny_decoder()
+    ids = torch.arange(12).view(2, 6)
+    whole = decoder(input_ids=ids).logits
+    where = torch.zeros(2, 6, dtype=torch.bool)
+    where[0, 2] = where[1, 5] = True
+    with logits_only(decoder, where):
+        some = decoder(input_ids=ids).logits
+    assert some.shape == (1, 2, whole.shape[-1])
+    torch.testing.assert_close(some[0], whole[where])
+    assert decoder(input_ids=ids).logits.equal(whole)

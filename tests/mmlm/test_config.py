@@ -1,0 +1,98 @@
+"""The adapter's config on disk, and where blocks are placed."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmlm.config import AdapterConfig, place_blocks
+
+
+def test_a_saved_config_is_the_same_again(tmp_path):
+    config = AdapterConfig(decoder="a/b", layers=[1, 2], heads=4, kv_heads=2, fingerprint={"decoder": "é"}, system="")
+    config.save(tmp_path / "c.json")
+    assert AdapterConfig.load(tmp_path / "c.json") == config
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"format": 2}, "format 2 unknown to this mmlm"),
+        ({"format": None}, "format None"),
+        ({"colour": "red"}, r"fields \['colour'\] unknown"),
+    ],
+)
+def test_configs_of_other_versions_are_refused(change, words, tmp_path):
+    path = tmp_path / "adapter_config.json"
+    AdapterConfig().save(path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=f"adapter_config.json: {words}.*upgrade mmlm"):
+        AdapterConfig.load(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"3", b"\xff\xfe\x00"])
+def test_what_is_no_config_is_refused_by_name(content, tmp_path):
+    path = tmp_path / "c.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"c\.json"):
+        AdapterConfig.load(path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"attend": "none"}, "attend='none'"),
+        ({"detail": "medium"}, "detail='medium'"),
+        ({"heads": 9, "kv_heads": 2}, "heads=9 is no multiple of kv_heads=2"),
+    ],
+)
+def test_impossible_settings_are_refused(fields, words):
+    with pytest.raises(ValueError, match=words):
+        AdapterConfig(**fields)
+
+
+def test_every_field_is_documented():
+    import ast
+    import inspect
+
+    body = ast.parse(inspect.getsource(AdapterConfig)).body[0].body
+    for this, following in zip(body, body[1:], strict=False):
+        if isinstance(this, ast.AnnAssign):
+            assert isinstance(following, ast.Expr), ast.unparse(this)
+
+
+@given(st.integers(1, 200))
+def test_by_default_four_blocks_are_spread_over_the_last_third(count):
+    layers = place_blocks(count, None, None, None)
+    assert layers == sorted(set(layers))
+    assert layers[-1] == count - 1
+    assert 1 <= len(layers) <= 4
+    assert layers[0] >= count - max(1, round(count / 3))
+    if count >= 12:
+        assert len(layers) == 4
+        steps = [b - a for a, b in zip(layers, layers[1:], strict=False)]
+        assert max(steps) - min(steps) <= 1
+
+
+@given(st.integers(1, 100), st.integers(1, 120), st.data())
+def test_every_and_start_count_layers(count, every, data):
+    start = data.draw(st.integers(0, count - 1))
+    layers = place_blocks(count, every, start, None)
+    assert layers == [layer for layer in range(count) if layer >= start and (layer - start) % every == 0]
+    assert place_blocks(count, every, None, None) == place_blocks(count, every, 0, None)
+    assert place_blocks(count, None, start, None) == place_blocks(count, 4, start, None)
+
+
+@given(st.lists(st.integers(0, 29), min_size=1))
+def test_a_list_is_taken_in_order_and_once(layers):
+    assert place_blocks(30, None, None, layers) == sorted(set(layers))
+
+
+@pytest.mark.parametrize(
+    ("every", "start", "layers"),
+    [(0, None, None), (-1, 0, None), (4, 6, None), (4, -1, None), (None, None, []), (None, None, [6]), (1, 1, [-1])],
+)
+def test_layers_that_are_not_there_are_refused(every, start, layers):
+    with pytest.raises(ValueError, match="0 to 5"):
+        place_blocks(6, every, start, layers)

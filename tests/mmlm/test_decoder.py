@@ -1,0 +1,101 @@
+"""The frozen decoder: found, loaded, frozen, told apart."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmlm.decoder import active_parameters, fast_dtype, find_layers, fingerprint, freeze, load_decoder
+
+
+def test_a_saved_decoder_is_loaded_as_it_is(tiny_decoder, tokenizer, tmp_path):
+    decoder = tiny_decoder()
+    decoder.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    loaded, its = load_decoder(tmp_path)
+    assert fingerprint(loaded) == fingerprint(decoder)
+    assert its("What?")["input_ids"] == tokenizer("What?")["input_ids"]
+    assert its.chat_template == tokenizer.chat_template
+    assert load_decoder(tmp_path, dtype=torch.bfloat16)[0].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", ["nobody/no-such-model", "/no/such/folder"])
+def test_a_decoder_that_is_nowhere_is_refused_with_the_mend(name):
+    with pytest.raises(ValueError, match=f"decoder='{name}' cannot be loaded.*give a hub id, a folder"):
+        load_decoder(name)
+
+
+def test_a_folder_without_a_decoder_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        load_decoder(tmp_path)
+
+
+def test_frozen_modules_are_in_eval_mode_without_gradients(tiny_decoder):
+    decoder = tiny_decoder().train()
+    freeze(decoder)
+    assert not any(module.training for module in decoder.modules())
+    assert not any(p.requires_grad for p in decoder.parameters())
+
+
+def test_layers_are_found(tiny_decoder):
+    for count in (1, 4, 6):  # 4 is also the number of experts
+        decoder = tiny_decoder(num_hidden_layers=count)
+        assert find_layers(decoder) is decoder.model.layers
+
+
+def test_what_has_no_layers_is_refused():
+    with pytest.raises(ValueError, match="must be a causal language model of transformers"):
+        find_layers(torch.nn.Linear(2, 2))
+
+
+def test_active_parameters_are_those_one_token_goes_through(tiny_decoder):
+    """Of two decoders that differ in one expert a layer, the active parameters differ in its routing alone."""
+    one, more = tiny_decoder(num_local_experts=2), tiny_decoder(num_local_experts=3)
+    expert = 3 * 64 * 96
+    assert sum(p.numel() for p in one.parameters()) == active_parameters(one)
+    assert sum(p.numel() for p in more.parameters()) - active_parameters(more) == 6 * expert
+    assert active_parameters(more) - active_parameters(one) == 6 * 64
+
+
+def test_a_fingerprint_is_of_names_shapes_and_values(tiny_decoder):
+    decoder = tiny_decoder()
+    print_ = fingerprint(decoder)
+    assert fingerprint(copy.deepcopy(decoder)) == print_
+    assert fingerprint(tiny_decoder()) == print_
+    assert fingerprint(copy.deepcopy(decoder).bfloat16()) == print_
+    assert fingerprint(copy.deepcopy(decoder).train()) == print_
+    assert fingerprint(tiny_decoder(1)) != print_
+    assert fingerprint(decoder.model) != print_
+
+
+@given(st.integers(1, 3000), st.data())
+@settings(max_examples=30)
+def test_a_fingerprint_notices_the_first_and_the_last_value(size, data):
+    one = torch.nn.ParameterDict({"w": torch.zeros(size)})
+    other = copy.deepcopy(one)
+    other["w"].data[data.draw(st.sampled_from([0, -1]))] = 1
+    assert fingerprint(one) != fingerprint(other)
+
+
+def test_a_fingerprint_notices_any_value_of_a_small_tensor():
+    prints = set()
+    for place in range(1024):
+        values = torch.zeros(1024)
+        values[place] = 1
+        prints.add(fingerprint(torch.nn.ParameterDict({"w": values})))
+    assert len(prints) == 1024
+
+
+def test_empty_and_whole_numbered_tensors_are_no_matter():
+    module = torch.nn.BatchNorm1d(3)
+    before = fingerprint(module)
+    module.num_batches_tracked += 1
+    assert fingerprint(module) == before
+    fingerprint(torch.nn.ParameterDict({"w": torch.zeros(0)}))
+
+
+def test_the_fast_dtype_is_one_that_multiplies():
+    x = torch.ones(4, 4, dtype=fast_dtype())
+    assert (x @ x == 4).all()

@@ -1,0 +1,98 @@
+"""Padded experts are transformers' own, and do not depend on who else is routed where."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from mmlm.experts import NAME, use_padded_experts
+
+
+@pytest.fixture(scope="module")
+def experts(tiny_decoder):
+    """The experts of one layer (4 of 64 -> 96 -> 64), frozen."""
+    decoder = tiny_decoder()
+    decoder.requires_grad_(False)
+    return decoder.model.layers[0].mlp.experts
+
+
+def run(experts, implementation, *args):
+    experts.config._experts_implementation, kept = implementation, experts.config._experts_implementation
+    try:
+        return experts(*args)
+    finally:
+        experts.config._experts_implementation = kept
+
+
+@st.composite
+def routings(draw):
+    """Hidden states, chosen experts (different ones for each token; some experts get none, one may get all), weights."""
+    tokens, k = draw(st.integers(1, 150)), draw(st.integers(1, 3))
+    open_ = draw(st.lists(st.integers(0, 3), min_size=k, max_size=4, unique=True))
+    random = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
+    picks = torch.stack([torch.randperm(len(open_), generator=random)[:k] for _ in range(tokens)])
+    hidden = torch.randn(tokens, 64, generator=random)
+    return hidden, torch.tensor(open_)[picks], torch.rand(tokens, k, generator=random)
+
+
+@given(routings())
+@settings(max_examples=40)
+def test_padded_experts_are_the_eager_ones(experts, drawn):
+    torch.testing.assert_close(run(experts, NAME, *drawn), run(experts, "eager", *drawn), atol=2e-4, rtol=1e-4)
+
+
+@given(routings())
+@settings(max_examples=15)
+def test_padded_experts_send_back_the_same_gradients(experts, drawn):
+    hidden, index, weights = drawn
+    grads = []
+    for implementation in (NAME, "eager"):
+        inputs = [hidden.clone().requires_grad_(), weights.clone().requires_grad_()]
+        out = run(experts, implementation, inputs[0], index, inputs[1])
+        grads.append(torch.autograd.grad(out.square().sum(), inputs))
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-2, rtol=1e-3)
+    assert all(p.grad is None for p in experts.parameters())
+
+
+@given(routings(), st.integers(0, 2**16))
+@settings(max_examples=40)
+def test_what_a_token_gets_does_not_depend_on_the_others(experts, drawn, seed):
+    """Bit for bit: it is what "blind is exact" rests on."""
+    hidden, index, weights = drawn
+    random = torch.Generator().manual_seed(seed)
+    other = torch.stack([torch.randperm(4, generator=random)[: index.shape[1]] for _ in hidden])
+    keep = torch.rand(len(hidden), generator=random) < 0.5
+    mixed = torch.where(keep[:, None], index, other)
+    one, two = run(experts, NAME, hidden, index, weights), run(experts, NAME, hidden, mixed, weights)
+    assert torch.equal(one[keep], two[keep])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_whole_decoder_with_padded_experts_is_the_same(dtype, tiny_decoder, tokenizer):
+    padded = tiny_decoder(initializer_range=0.05).to(dtype)
+    eager = copy.deepcopy(padded)
+    eager.set_experts_implementation("eager")
+    assert padded.config._experts_implementation == NAME
+    ids = tokenizer("What is it that we see here?", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        one, other = padded(ids).logits.float(), eager(ids).logits.float()
+    torch.testing.assert_close(one, other, atol=1e-4 if dtype == torch.float32 else 0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [("llama", {}), ("gpt_oss", {"num_local_experts": 4, "num_experts_per_tok": 2}), ("phi3", {"pad_token_id": 0})],
+)
+def test_decoders_of_another_kind_are_left_alone(kind, fields, tokenizer):
+    """No experts at all, experts with biases, a dense layer whose weights have the same names."""
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = AutoConfig.for_model(kind, **sizes, num_key_value_heads=2, head_dim=16, vocab_size=50, **fields)
+    decoder = AutoModelForCausalLM.from_config(config)
+    before = decoder.config._experts_implementation
+    use_padded_experts(decoder)
+    assert decoder.config._experts_implementation == before
+    decoder(torch.tensor([[1, 2, 3]]))

@@ -1,0 +1,157 @@
+"""What a batch sees where, against the same said in loops."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmlm.adapter import Adapter
+from mmlm.config import AdapterConfig
+from mmlm.media import KEYS, View, collate
+from vision.encoder import Features, Prepared
+
+CHANNELS = (3, 2)
+
+
+def features(number, sizes):
+    """Features whose every value says which image and embedding it is of."""
+    values = tuple(
+        (100 * number + 10 * m + torch.arange(size))[:, None].expand(-1, c).float()
+        for m, (size, c) in enumerate(zip(sizes, CHANNELS, strict=True))
+    )
+    return Features(values, tuple(torch.randint(0, 5, (size, 3)) for size in sizes))
+
+
+@st.composite
+def batches(draw):
+    """Images of different numbers of embeddings, and rows that show them in any order, any number of times, or none."""
+    count = draw(st.integers(1, 4))
+    images = [features(i, draw(st.tuples(st.integers(1, 4), st.integers(0, 3)))) for i in range(count)]
+    rows = draw(st.lists(st.lists(st.integers(0, count - 1), max_size=3), min_size=1, max_size=4))
+    length = draw(st.integers(1, 6))
+    index = torch.tensor(
+        [sorted(draw(st.lists(st.integers(-1, len(row) - 1), min_size=length, max_size=length))) for row in rows]
+    )
+    return images, rows, index
+
+
+@given(batches())
+def test_rows_are_given_their_own_images_in_order(drawn):
+    images, rows, index = drawn
+    batch = collate(images, rows, index)
+    if not any(rows):
+        assert batch == {}
+        return
+    assert set(batch) <= set(KEYS)
+    flat = torch.cat([values[:, 0] for values in batch["media_values"]])
+    assert len(batch["media_places"]) == len(flat)
+    for row, gather, owner in zip(rows, batch["media_gather"], batch["media_owner"], strict=True):
+        real = owner >= 0
+        expected = [torch.cat([v[:, 0] for v in images[i].values]) for i in row]
+        assert torch.equal(flat[gather[real]], torch.cat(expected) if row else torch.zeros(0))
+        assert owner[real].tolist() == [n for n, values in enumerate(expected) for _ in values]
+        assert not gather[~real].any()
+
+
+@given(batches())
+def test_places_go_with_values(drawn):
+    images, rows, index = drawn
+    if not any(rows):
+        return
+    batch = collate(images, rows, index)
+    first = 0
+    for m, values in enumerate(batch["media_values"]):
+        places = batch["media_places"][first : first + len(values)]
+        assert torch.equal(places, torch.cat([image.places[m] for image in images]))
+        first += len(values)
+
+
+def test_pictures_of_all_images_are_numbered_on():
+    def prepared(pictures):
+        cells = tuple(torch.tensor([[p, 7] for p in range(pictures)]) for _ in CHANNELS)
+        return Prepared(torch.zeros(pictures, 3, 2, 2), cells, tuple(torch.zeros(pictures, 3).long() for _ in CHANNELS))
+
+    batch = collate([prepared(2), prepared(1), prepared(3)], [[0, 2], [1]], torch.zeros(2, 3).long())
+    assert len(batch["pixel_values"]) == 6
+    assert [cells[:, 0].tolist() for cells in batch["media_cells"]] == [[0, 1, 2, 3, 4, 5]] * 2
+
+
+@given(
+    batches(),
+    st.sampled_from(["latest", "all"]),
+    st.integers(0, 8),
+    st.integers(1, 4),
+    st.integers(1, 3),
+)
+def test_tokens_see_what_the_rule_says(drawn, attend, past, length, copies):
+    images, rows, index = drawn
+    batch = collate(images, rows, index)
+    if not batch:
+        return
+    view = a_view(batch, attend)
+    view.move(past, length, copies * len(rows))
+    sees_any = False
+    for row in range(len(rows)):
+        for t in range(length):
+            latest = int(index[row, min(past + t, index.shape[1] - 1)])
+            sees_any |= latest >= 0
+            for copy in range(copies if not view.blind else 0):
+                at = row * copies + copy
+                assert (view.sees is None or bool(view.sees[at, t])) == (latest >= 0)
+                if latest < 0:
+                    assert view.mask is None or view.mask[at, t].any(), "an empty row of a softmax is NaN"
+                    continue
+                for owner, masked in zip(
+                    batch["media_owner"][row], [True] * 99 if view.mask is None else view.mask[at, t], strict=False
+                ):
+                    wanted = owner == latest if attend == "latest" else 0 <= owner <= latest
+                    assert bool(masked) == bool(wanted)
+    assert view.blind == (not sees_any)
+
+
+@given(batches(), st.integers(1, 3))
+def test_looking_leaves_blind_tokens_alone_and_is_finite(drawn, copies):
+    images, rows, index = drawn
+    batch = collate(images, rows, index)
+    if not batch:
+        return
+    view = a_view(batch, "latest")
+    view.move(0, index.shape[1], copies * len(rows))
+    hidden = torch.randn(copies * len(rows), index.shape[1], 8)
+    out = view.look(0, hidden)
+    blind = (index < 0).repeat_interleave(copies, 0)
+    assert torch.isfinite(out).all()
+    assert torch.equal(out[blind], hidden[blind])
+    assert blind.all() or not torch.equal(out[~blind], hidden[~blind])
+
+
+def test_keys_and_values_are_computed_once_and_copied_for_beams():
+    batch = collate([features(0, (3, 2)), features(1, (1, 1))], [[0], [1, 0]], torch.zeros(2, 4).long())
+    view = a_view(batch, "latest")
+    calls = []
+    view.adapter.blocks[0].k.register_forward_hook(lambda *_: calls.append(0))
+    k, v = view.keys_values(0, 3)
+    assert view.keys_values(0, 3)[0] is k
+    assert len(calls) == 1
+    assert k.shape == v.shape == (6, 1, 7, 4)
+    assert torch.equal(k[0], k[2]) and torch.equal(k[3], k[5]) and not torch.equal(k[0], k[3])
+
+
+@pytest.mark.parametrize("rows", [[], [[]], [[], []]])
+def test_a_batch_without_images_has_no_media(rows):
+    assert collate([], rows, torch.zeros(len(rows), 2).long()) == {}
+
+
+def a_view(batch, attend):
+    config = AdapterConfig(
+        layers=[0], hidden=8, heads=2, kv_heads=1, head_dim=4, media_dim=6, channels=list(CHANNELS), ff_factor=1.0
+    )
+    adapter = Adapter(config)
+    with torch.no_grad():
+        for module in adapter.blocks[0].modules():
+            if isinstance(module, torch.nn.Linear):
+                module.weight.normal_()
+        adapter.blocks[0].attention_gate.fill_(0.7)
+        adapter.blocks[0].ff_gate.fill_(0.7)
+    media = adapter.media(batch["media_values"], batch["media_places"])
+    return View(adapter, media.detach(), batch, attend, torch.float32)

@@ -1,0 +1,143 @@
+"""An image to embeddings: as many as the rule says less those of padding, each from its own place, always the same."""
+
+import pytest
+import timm
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from vision.backbone import load_backbone
+from vision.encoder import VisionEncoder, prepare
+from vision.images import ImageError
+from vision.pyramid import Level, Pyramid
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_vision):
+    return VisionEncoder(tiny_vision)
+
+
+@pytest.fixture
+def shown(encoder):
+    """Numbers of pictures in each pass of the backbone, as they come."""
+    passes = []
+    handle = encoder.backbone.register_forward_pre_hook(lambda _, args: passes.append(len(args[0])))
+    yield passes
+    handle.remove()
+
+
+def count(features):
+    assert [len(value) for value in features.values] == [len(place) for place in features.places]
+    return sum(map(len, features.values))
+
+
+def real_cells(grid, width, height):
+    """Cells of a grid over a picture that touch its upper left width x height pixels."""
+    return -(-width * grid // 512) * -(-height * grid // 512)
+
+
+@pytest.mark.parametrize(("size", "detail", "embeddings"), [((512, 512), "low", 85), ((512, 512), "high", 255)])
+def test_a_full_picture_keeps_every_embedding(size, detail, embeddings, tiny_vision, picture):
+    assert count(VisionEncoder(tiny_vision, detail=detail).encode(picture(size=size))) == embeddings
+
+
+@pytest.mark.parametrize("size", [(512, 100), (100, 512), (1024, 512), (1100, 600), (2048, 512)])
+def test_embeddings_of_padding_alone_are_dropped(size, encoder, picture):
+    width, height = size
+    tiles = [(min(512, width - x), min(512, height - y)) for y in range(0, height, 512) for x in range(0, width, 512)]
+    whole = tuple(int(side * 512 / max(size) + 0.5) for side in size)
+    tiles = [whole] if len(tiles) == 1 else tiles
+    wanted = sum(real_cells(grid, *whole) for grid in (1, 2, 4, 8))
+    wanted += sum(real_cells(grid, *tile) for tile in tiles for grid in (1, 5, 12))
+    got = count(encoder.encode(picture(size=size)))
+    assert got == wanted < 85 + 170 * len(tiles)
+
+
+@settings(max_examples=25)
+@given(width=st.integers(1, 1300), height=st.integers(1, 1300), detail=st.sampled_from(["high", "low", "auto"]))
+def test_places_are_unique(width, height, detail):
+    ready = prepare(Image.new("RGB", (width, height)), Pyramid(), detail)
+    places = torch.cat(ready.places)
+    assert len(places.unique(dim=0)) == len(places) <= 85 + 170 * 8
+    overview = places[places[:, 0] < 85]
+    assert overview[:, 1:].sum() == 0
+    for cells in ready.cells:
+        assert cells[:, 0].max() < len(ready.pixels)
+
+
+def test_features_are_the_pooled_maps_at_their_cells(encoder, picture):
+    image = picture(size=(512, 512))
+    features = encoder.encode(image)
+    pooled = encoder.pyramid.pool(encoder.backbone(prepare(image, encoder.pyramid, "high").pixels))
+    for value, cells, channels in zip(features.values, pooled, encoder.channels, strict=True):
+        assert value.shape == (cells.shape[1], channels)
+        torch.testing.assert_close(value.sort(0).values, cells[0].sort(0).values)
+
+
+def test_the_same_image_gives_the_same_features(encoder, picture):
+    one, other = (encoder.encode(picture(size=(700, 300))) for _ in range(2))
+    for mine, yours in zip(one.values + one.places, other.values + other.places, strict=True):
+        assert mine.equal(yours) and not mine.requires_grad
+
+
+@pytest.mark.parametrize(("size", "pictures"), [((300, 200), 1), ((512, 512), 1), ((700, 300), 3), ((1024, 1024), 5)])
+def test_one_pass_shows_each_picture_once(size, pictures, encoder, shown, picture):
+    """A one-tile image is one picture, overview and tile alike."""
+    encoder.encode(picture(size=size))
+    assert sum(shown) == pictures
+
+
+def test_images_of_one_batch_do_not_mix(encoder, picture):
+    images = [picture(1, (700, 300)), picture(2, (200, 200))]
+    ready = [prepare(image, encoder.pyramid, "high") for image in images]
+    cells = [ready[0].cells[m] for m in range(2)], [ready[1].cells[m] + torch.tensor([3, 0]) for m in range(2)]
+    together = encoder(torch.cat([one.pixels for one in ready]), [torch.cat(pair) for pair in zip(*cells, strict=True)])
+    alone = [encoder.encode(image).values for image in images]
+    for got, parts in zip(together, zip(*alone, strict=True), strict=True):
+        torch.testing.assert_close(got, torch.cat(parts), rtol=1e-4, atol=1e-5)
+
+
+def test_a_tile_knows_its_own_part_of_the_image_alone(encoder, picture):
+    """What changes in the right tile changes no embedding of the left one, and the overview's."""
+    left = picture(1, (1024, 512))
+    right = left.copy()
+    right.paste(picture(2, (512, 512)), (512, 0))
+    one, other = encoder.encode(left), encoder.encode(right)
+    for mine, yours, place in zip(one.values, other.values, one.places, strict=True):
+        same = (mine == yours).all(1)
+        tile, column = place[:, 0] >= 85, place[:, 2]
+        assert same[tile & (column == 0)].all()
+        assert not same[tile & (column == 1)].any()
+        assert not same[~tile].all()
+
+
+def test_detail_decides_the_tiles(tiny_vision, picture):
+    image = picture(size=(1024, 1024))
+    high, low, auto = (
+        count(VisionEncoder(tiny_vision, detail=detail).encode(image)) for detail in ("high", "low", "auto")
+    )
+    assert low == 85 < high == auto
+    assert count(VisionEncoder(tiny_vision, detail="auto").encode(picture(size=(512, 512)))) == 85
+    with pytest.raises(ValueError, match="detail='medium' is unknown"):
+        VisionEncoder(tiny_vision, detail="medium").encode(image)
+
+
+@pytest.mark.parametrize("kind", ["test_resnet", "test_convnext", "test_byobnet"])
+def test_any_backbone_will_do(kind, picture):
+    backbone = load_backbone(timm.create_model(kind, features_only=True))
+    encoder = VisionEncoder(backbone)
+    features = encoder.encode(picture(size=(512, 512)))
+    assert [value.shape[1] for value in features.values] == encoder.channels == backbone.channels[:-3:-1]
+    assert count(features) == 255
+
+
+def test_a_pyramid_deeper_than_the_backbone_is_refused(tiny_vision):
+    pyramid = Pyramid(tile=(Level(1, -1), Level(5, -1), Level(12, -9)))
+    with pytest.raises(ValueError, match="the pyramid pools feature map -9, but module/test_efficientnet has 5 maps"):
+        VisionEncoder(tiny_vision, pyramid)
+
+
+def test_what_is_no_image_is_refused(encoder, tmp_path):
+    with pytest.raises(ImageError, match=r"nowhere\.png"):
+        encoder.encode(tmp_path / "nowhere.png")

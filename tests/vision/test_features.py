@@ -1,0 +1,175 @@
+"""The feature cache: encoded once, whole or not there, and never another encoder's."""
+
+import copy
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from vision.encoder import VisionEncoder
+from vision.features import FeatureCache, pixels_key, settings_key
+from vision.images import ImageError
+from vision.pyramid import Level, Pyramid
+
+ROOT = Path(__file__).parents[2]
+
+
+class Counting(VisionEncoder):
+    """An encoder that counts the images it encodes."""
+
+    encoded = 0
+
+    def encode(self, image):
+        self.encoded += 1
+        return super().encode(image)
+
+
+@pytest.fixture
+def encoder(tiny_vision):
+    return Counting(tiny_vision)
+
+
+@pytest.fixture
+def cache(encoder, tmp_path):
+    return FeatureCache(encoder, tmp_path)
+
+
+def files(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def assert_same(one, other):
+    assert len(one.values) == len(other.values) == len(one.places) == len(other.places)
+    for mine, yours in zip(one.values + one.places, other.values + other.places, strict=True):
+        assert mine.dtype == yours.dtype and mine.equal(yours)
+
+
+def test_what_is_loaded_is_what_was_encoded(cache, picture):
+    image = picture(size=(700, 300))
+    assert_same(cache.load(cache.add(image)), cache.encoder.encode(image))
+
+
+def test_an_image_is_encoded_once(cache, encoder, picture, tmp_path):
+    path = tmp_path / "image.png"
+    picture().save(path)
+    keys = {cache.add(picture()), cache.add(picture()), cache.add(path), cache.add(path.read_bytes())}
+    assert len(keys) == 1 and encoder.encoded == 1
+    again = FeatureCache(encoder, tmp_path)
+    assert again.add(path) in keys and encoder.encoded == 1
+    assert cache.add(picture(seed=1)) not in keys and encoder.encoded == 2
+
+
+def test_the_key_is_of_pixels_and_shape(picture):
+    image = picture(size=(60, 40))
+    assert pixels_key(image) == pixels_key(image.copy())
+    same_bytes = Image.frombytes("RGB", (40, 60), image.tobytes())
+    assert pixels_key(same_bytes) != pixels_key(image)
+    flat = image.copy()
+    flat.putpixel((0, 0), (1, 2, 3))
+    assert pixels_key(flat) != pixels_key(image)
+
+
+def test_size_grows_with_the_embeddings(cache, picture):
+    small, large = (cache.size(cache.add(picture(size=size))) for size in ((300, 100), (1024, 1024)))
+    assert large > 3 * small
+
+
+def test_bf16_features_are_kept_as_they_are(tiny_vision, tmp_path, picture):
+    backbone = copy.deepcopy(tiny_vision)
+    backbone.maps.to(torch.bfloat16)
+    cache = FeatureCache(VisionEncoder(backbone), tmp_path)
+    assert cache.load(cache.add(picture())).values[0].dtype == torch.bfloat16
+
+
+def test_other_settings_or_weights_have_another_folder(tiny_vision):
+    other_weights = copy.deepcopy(tiny_vision)
+    with torch.no_grad():
+        next(other_weights.parameters())[0, 0, 0, 0] += 1e-3
+    other_name = copy.deepcopy(tiny_vision)
+    other_name.name = "timm/another"
+    other_dtype = copy.deepcopy(tiny_vision)
+    other_dtype.maps.to(torch.bfloat16)
+    encoders = [
+        VisionEncoder(tiny_vision),
+        VisionEncoder(tiny_vision, detail="low"),
+        VisionEncoder(tiny_vision, Pyramid(tile=(Level(1, -1), Level(5, -2), Level(12, -2)))),
+        VisionEncoder(other_weights),
+        VisionEncoder(other_name),
+        VisionEncoder(other_dtype),
+    ]
+    keys = [settings_key(encoder) for encoder in encoders]
+    assert len(set(keys)) == len(keys)
+    assert keys[0] == settings_key(VisionEncoder(copy.deepcopy(tiny_vision)))
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"\xff" * 99])
+def test_a_damaged_file_is_told_and_removed(damage, cache, encoder, picture):
+    key = cache.add(picture())
+    (path,) = files(cache.folder)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=rf"{path.name}: damaged, and removed; run the same again"):
+        cache.load(key)
+    assert not path.exists()
+    assert cache.add(picture()) == key and encoder.encoded == 2
+    cache.load(key)
+
+
+def test_an_image_that_cannot_be_opened_leaves_nothing(cache):
+    with pytest.raises(ImageError):
+        cache.add(b"not an image")
+    assert not files(cache.folder)
+
+
+def test_a_failed_write_leaves_nothing(cache, picture, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space"):
+        cache.add(picture())
+    assert not files(cache.folder)
+
+
+KILLED = """
+    import os, signal, sys
+    import numpy, timm, torch
+    from vision import features
+    from vision.backbone import load_backbone
+    from vision.encoder import VisionEncoder
+
+    def half(tensors, name):
+        whole(tensors, name)
+        data = open(name, "rb").read()
+        open(name, "wb").write(data[: len(data) // 2])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    whole, features.save_file = features.save_file, half
+    torch.manual_seed(0)
+    encoder = VisionEncoder(load_backbone(timm.create_model("test_efficientnet", features_only=True)))
+    features.FeatureCache(encoder, sys.argv[1]).add(numpy.zeros((64, 96, 3), dtype=numpy.uint8))
+"""
+
+
+def test_a_kill_in_the_middle_leaves_nothing_taken_for_whole(tmp_path):
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(KILLED), tmp_path], cwd=ROOT, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    (left,) = files(tmp_path)
+    assert left.suffix == ".part"  # half a file, under a name that no key has
+
+
+def test_two_writers_leave_one_whole_file(tiny_vision, tmp_path, picture):
+    caches = [FeatureCache(VisionEncoder(tiny_vision), tmp_path) for _ in range(4)]
+    image = picture()
+    features = caches[0].encoder.encode(image)
+    key = pixels_key(image)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda cache: cache._write(key, features), caches * 8))
+    assert [path.name for path in files(tmp_path)] == [f"{key}.safetensors"]
+    assert_same(caches[0].load(key), features)
