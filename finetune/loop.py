@@ -39,7 +39,8 @@ def train(model: MultimodalLM, batches: Numbered, config: TrainConfig, folder: P
     done = checkpoint.load(folder, model.adapter, optimizer)
     if not done and config.calibrate:
         steps = tqdm(range(config.calibrate), desc="calibrating", unit="batch")
-        calibrate(model, (send_to_device(batches[step], model.device) for step in steps))
+        with plain_attention(model):  # as in training: batches may keep what the decoder made of a prefix
+            calibrate(model, (send_to_device(batches[step], model.device) for step in steps))
     keep_metrics(folder, done)
     forward, optimizer = accelerator.prepare(model, optimizer)
     model.train()

@@ -32,7 +32,9 @@ class MediaProjection(nn.Module):
         """Per map [N, C] in the order of `places` [sum of N, 3] (slot, row, column) -> [sum of N, M]."""
         looks = [project(norm(value)) for value, norm, project in zip(values, self.norms, self.inputs, strict=True)]
         slot, row, column = places.unbind(-1)
-        where = self.slot[slot] + self.row[row] + self.column[column]
+        # the gradient of plain indexing is summed in no fixed order on a CPU, and slower
+        tables = ((self.slot, slot), (self.row, row), (self.column, column))
+        where = sum(table.index_select(0, place) for table, place in tables)
         return self.norm(torch.cat(looks).float() + where)
 
 

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from mmlm.experts import use_padded_experts
+
 SAMPLES = 1024  # values of each tensor that go into a fingerprint
 
 
@@ -15,6 +17,10 @@ def load_decoder(
     name: str | os.PathLike[str], *, revision: str | None = None, **kwargs: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Decoder and tokenizer of a hub id or folder; kwargs go to `AutoModelForCausalLM.from_pretrained`.
+
+    On a CPU its experts are run by `padded_experts`, unless kwargs name an `experts_implementation`: transformers' own
+    kernels give a token other last bits when other tokens are routed otherwise, and so break "blind is exact" in rows
+    that have an image.
 
     ValueError, with the mend, if there is none.
     """
@@ -28,6 +34,8 @@ def load_decoder(
             f"decoder={str(name)!r} cannot be loaded ({reason}); give a hub id, a folder that transformers' "
             "save_pretrained wrote, or a built module with its tokenizer"
         ) from error
+    if decoder.device.type == "cpu" and "experts_implementation" not in kwargs:
+        use_padded_experts(decoder)
     return decoder, tokenizer
 
 

@@ -42,12 +42,12 @@ def padded_experts(self: Experts, hidden: Tensor, top_k_index: Tensor, top_k_wei
     for number, count in enumerate(torch.bincount(expert, minlength=self.num_experts).tolist()):
         if count:
             rows = order[first : first + count] // k
-            x = hidden[pad(rows, (0, -count % ROWS))]
+            x = hidden.index_select(0, pad(rows, (0, -count % ROWS)))
             gated = self._apply_gate(linear(x, self.gate_up_proj[number]))
             results.append(linear(gated, self.down_proj[number])[:count])
             first += count
     back = torch.empty_like(order).index_put((order,), torch.arange(len(order), device=order.device))
-    chosen = torch.cat(results)[back].view(tokens, k, -1)
+    chosen = torch.cat(results).index_select(0, back).view(tokens, k, -1)
     return (chosen * top_k_weights[..., None]).sum(1).to(hidden.dtype)
 
 

@@ -125,5 +125,6 @@ class View:
         if (block, copies) not in self.kv:
             k, v = self.adapter.blocks[block].keys_values(self.media)
             gather = self.gather.repeat_interleave(copies, 0)
-            self.kv[block, copies] = k[gather].transpose(1, 2), v[gather].transpose(1, 2)
+            k, v = (x.index_select(0, gather.flatten()).unflatten(0, gather.shape) for x in (k, v))
+            self.kv[block, copies] = k.transpose(1, 2), v.transpose(1, 2)
         return self.kv[block, copies]

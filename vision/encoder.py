@@ -13,7 +13,7 @@ from vision.images import Source, open_image
 from vision.pyramid import CELL, PICTURE, REAL, SLOT, Pyramid, layout
 from vision.tiles import cut_tiles
 
-CPU_CHUNK = 2  # pictures at a time on a CPU: more do not fit its caches, and took 1.5 times as long each
+CPU_CHUNK = 1  # pictures at a time on a CPU: four do not fit its caches, and took 1.5 times as long each
 
 
 @dataclass(frozen=True, eq=False)

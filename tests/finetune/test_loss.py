@@ -1,5 +1,7 @@
 """The loss is the plain one, and so are its gradients: what is left out costs nothing but time."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -47,6 +49,19 @@ def test_loss_and_gradients_are_those_of_the_whole_text(model, batches, cache):
     assert got.keys() == wanted.keys()
     for name in wanted:
         torch.testing.assert_close(got[name], wanted[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_the_same_step_has_the_same_gradient_to_the_last_bit(make_model, open_gates, cache, make_samples, picture):
+    """With media enough for the threads to race: the gradient of plain indexing is summed in no fixed order."""
+    model = open_gates(make_model())
+    samples = [replace(sample, images=(picture(seed, (1024, 1024)),)) for seed, sample in enumerate(make_samples(8))]
+    batch = batch_of(model, cache, encode(model, cache, samples, "encoding"))
+    runs = []
+    for _ in range(4):
+        learnt_loss(model, model.decoder, batch)[0].backward()
+        runs.append(gradients(model))
+    for name, gradient in runs[0].items():
+        assert all(gradient.equal(run[name]) for run in runs[1:]), name
 
 
 def test_the_gradient_is_in_the_adapter_alone(model, batches):

@@ -1,6 +1,9 @@
 """The adapter's config on disk, and where blocks are placed."""
 
+import ast
+import inspect
 import json
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -53,11 +56,8 @@ def test_impossible_settings_are_refused(fields, words):
 
 
 def test_every_field_is_documented():
-    import ast
-    import inspect
-
     body = ast.parse(inspect.getsource(AdapterConfig)).body[0].body
-    for this, following in zip(body, body[1:], strict=False):
+    for this, following in pairwise(body):
         if isinstance(this, ast.AnnAssign):
             assert isinstance(following, ast.Expr), ast.unparse(this)
 
@@ -71,7 +71,7 @@ def test_by_default_four_blocks_are_spread_over_the_last_third(count):
     assert layers[0] >= count - max(1, round(count / 3))
     if count >= 12:
         assert len(layers) == 4
-        steps = [b - a for a, b in zip(layers, layers[1:], strict=False)]
+        steps = [b - a for a, b in pairwise(layers)]
         assert max(steps) - min(steps) <= 1
 
 

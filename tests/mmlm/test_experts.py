@@ -29,7 +29,7 @@ def run(experts, implementation, *args):
 
 @st.composite
 def routings(draw):
-    """Hidden states, chosen experts (different ones for each token; some experts get none, one may get all), weights."""
+    """Hidden states, different experts for each token (some may get none, one may get all), their weights."""
     tokens, k = draw(st.integers(1, 150)), draw(st.integers(1, 3))
     open_ = draw(st.lists(st.integers(0, 3), min_size=k, max_size=4, unique=True))
     random = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))

@@ -330,10 +330,12 @@ def test_images_are_seen_and_told_apart(shared, picture):
     assert not torch.allclose(one, other, atol=0.1)
 
 
-def test_a_later_image_does_not_leak_backwards(shared, picture):
+@pytest.mark.parametrize("attend", ["latest", "all"])
+def test_a_later_image_does_not_leak_backwards(attend, make_model, open_gates, picture):
+    model = open_gates(make_model(attend=attend))
     text = "First <image>, then <image>: which?"
-    batches = [shared.processor([picture(1), picture(seed)], text) for seed in (2, 3)]
-    one, other = (logits(shared, batch) for batch in batches)
+    batches = [model.processor([picture(1), picture(seed)], text) for seed in (2, 3)]
+    one, other = (logits(model, batch) for batch in batches)
     before = int((batches[0]["media_index"][0] < 1).sum())
     assert torch.equal(one[:, :before], other[:, :before])
     assert not torch.allclose(one[:, before:], other[:, before:], atol=0.1)

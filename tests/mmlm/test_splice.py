@@ -75,6 +75,16 @@ def test_views_are_nested_and_given_back(tiny_model, picture):
     assert splice.view is None
 
 
+def test_one_model_may_look_while_another_does(tiny_model, make_model, picture):
+    other = make_model()
+    batch = tiny_model.processor(picture(1), "a")
+    with tiny_model.looking(dict(batch)):
+        view = tiny_model.splice.view
+        with other.looking(dict(batch)):
+            assert tiny_model.splice.view is view is not other.splice.view is not None
+        assert other.splice.view is None
+
+
 @torch.no_grad()
 def test_embeddings_may_come_in_place_of_ids(tiny_model, open_gates, picture):
     open_gates(tiny_model)
@@ -101,7 +111,7 @@ def test_checkpointed_layers_see_the_media_again_in_backward(tiny_model, open_ga
     grads = []
     for checkpointing in (False, True):
         if checkpointing:
-            tiny_model.decoder.gradient_checkpointing_enable({"use_reentrant": False})
+            tiny_model.decoder.activation_checkpointing_enable({"use_reentrant": False})
             tiny_model.decoder.train()  # transformers checkpoints in train mode alone; there is no dropout here
         with tiny_model.looking(batch_copy := dict(batch)):
             loss = tiny_model.decoder(**batch_copy, use_cache=False).logits.logsumexp(-1).sum()

@@ -98,6 +98,6 @@ def test_a_save_that_fails_leaves_what_was_there(saved):
     kept = {path.name: path.read_bytes() for path in saved.iterdir()}
     broken = torch.nn.Module()
     broken.register_buffer("odd", torch.zeros(2, 2).to_sparse())
-    with pytest.raises(Exception, match=r"sparse|layout|strided|contiguous|storage"):
+    with pytest.raises(Exception, match="Contiguous"):
         store.save(saved, AdapterConfig(decoder="other"), broken)
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == kept

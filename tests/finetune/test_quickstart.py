@@ -1,0 +1,221 @@
+"""The quickstart: its numbers on answers made by hand, and the whole walk on the real parts."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from finetune.config import QuickstartConfig, resolve
+from finetune.loop import METRICS
+from finetune.options import leaves
+from finetune.quickstart import (
+    caption_report,
+    make_cards,
+    parameters,
+    peak_rss_gb,
+    prepare_folder,
+    rows_of,
+    show,
+    timed,
+    vqa_report,
+)
+from mmlm import cli
+from mmlm.samples import Sample
+
+
+def question(n, image, asked, answer, kind):
+    return Sample(f"q{n}", (image,), asked, answer, (answer,), kind)
+
+
+TRAIN = [
+    *(question(n, f"t{n}.png", "is it red?", "no", "yes/no") for n in range(3)),
+    question(3, "t3.png", "is it red?", "yes", "yes/no"),
+    *(question(n, f"t{n}.png", "what color is it?", "teal", "color") for n in (4, 5)),
+    question(6, "t6.png", "what color is it?", "red", "color"),
+]
+TEST = [
+    question(0, "a.png", "is it red?", "no", "yes/no"),
+    question(1, "a.png", "what color is it?", "red", "color"),
+    question(2, "b.png", "is it red?", "yes", "yes/no"),
+    question(3, "c.png", "is it red?", "no", "yes/no"),
+]
+SCENES = [
+    Sample("s0", ("s0.png",), "Describe the image.", "a cat above a dog", ("a cat above a dog", "a dog below a cat")),
+    Sample("s1", ("s1.png",), "Describe the image.", "two birds beside a red car", ("two birds beside a red car",)),
+    Sample("s2", ("s2.png",), "Describe the image.", "a green apple on a table", ("a green apple on a table",)),
+]
+
+
+def test_vqa_numbers():
+    report = vqa_report(TRAIN, TEST, ["no", "red", "yes", "yes"], ["no", "teal", "no", "no"])
+    assert {name: report[name] for name in ("n", "accuracy", "accuracy_shuffled", "question_prior")} == {
+        "n": 4,
+        "accuracy": 0.75,
+        "accuracy_shuffled": 0.5,
+        "question_prior": 0.5,  # "no" and "teal" are the commonest in training: right, wrong, wrong, right
+    }
+    assert report["by_type"] == {
+        "color": {"n": 1, "accuracy": 1.0, "accuracy_shuffled": 0.0, "question_prior": 0.0},
+        "yes/no": {
+            "n": 3,
+            "accuracy": pytest.approx(2 / 3),
+            "accuracy_shuffled": pytest.approx(2 / 3),
+            "question_prior": pytest.approx(2 / 3),
+        },
+    }
+
+
+def test_caption_numbers():
+    right = [sample.answer for sample in SCENES]
+    report = caption_report(SCENES, right, [right[1], right[2], right[0]])
+    assert report["n"] == 3 and report["exact"] == 1 and report["exact_shuffled"] == 0
+    assert report["bleu4"] == pytest.approx(1) and report["bleu4_shuffled"] < 0.1
+    assert report["cider"] > 5 > 10 * report["cider_shuffled"]
+    second = caption_report(SCENES, ["a dog below a cat", right[1], "nothing"], right)
+    assert second["exact"] == pytest.approx(2 / 3) and second["cider_shuffled"] == report["cider"]
+
+
+def test_cards_are_of_different_images_as_they_come():
+    cards = make_cards(TEST, ["no", "red", "no", "no"], 2)
+    assert [(card.sample.id, card.said, card.right) for card in cards] == [("q0", "no", True), ("q2", "no", False)]
+    captions = [Sample(s.id, s.images, s.question, s.answer, s.references, "caption") for s in SCENES]
+    cards = make_cards(captions, ["A dog below a cat.", "two birds", ""], 12)
+    assert [card.right for card in cards] == [True, False, False]
+
+
+def test_cards_of_images_that_are_objects(picture):
+    image = picture()
+    samples = [Sample("a", (image,), "?", "x", ("x",)), Sample("b", (image,), "?", "x", ("x",))]
+    assert [card.sample.id for card in make_cards(samples, ["x", "x"], 12)] == ["a"]
+
+
+@pytest.fixture
+def report():
+    return {
+        "easy_vqa": vqa_report(TRAIN, TEST, ["no", "red", "yes", "yes"], ["no", "teal", "no", "no"]),
+        "scenes": caption_report(SCENES, [sample.answer for sample in SCENES], ["x", "y", "z"]),
+        "seconds": {"fetch": 0.1, "train": 12.6},
+        "peak_rss_gb": 2.5,
+        "parameters": {"total": 300_000_000, "active": 200_000_000, "trainable": 12_000_000},
+    }
+
+
+def test_scores_are_told_beside_the_shuffled_ones(report):
+    rows = dict(rows_of(report))
+    assert rows["easy-VQA, all (4 questions)"] == "0.750   shuffled 0.500   question alone 0.500"
+    assert rows["easy-VQA, color (1 questions)"] == "1.000   shuffled 0.000   question alone 0.000"
+    assert rows["scenes, exact (3 captions)"] == "1.000   shuffled 0.000"
+    assert rows["seconds"] == "fetch 0, train 13"
+    assert rows["parameters"] == "total 300M, active 200M, trainable 12M"
+
+
+def test_the_terminal_ends_with_samples_and_what_to_type_next(report, capsys):
+    cards = make_cards(TEST, ["no", "red", "yes", "yes"], 12) + make_cards(SCENES, ["x", "y", "z"], 12)
+    show(Path("runs/mine"), report, cards)
+    said = capsys.readouterr().out
+    assert "✓ is it red?\n    said 'no', right 'no'\n" in said
+    assert "mmlm caption IMAGE --model runs/mine" in said and "mmlm ask IMAGE " in said
+    assert "runs/mine/report.html" in said
+
+
+def test_a_run_that_is_there_is_refused(tmp_path):
+    run = tmp_path / "run"
+    prepare_folder(run, resume=False, overwrite=False)
+    prepare_folder(run, resume=False, overwrite=False)  # it is empty
+    (run / METRICS).write_text("{}\n")
+    with pytest.raises(FileExistsError, match=f"{run}: a run is there already; --resume.*--overwrite.*--run NAME"):
+        prepare_folder(run, resume=False, overwrite=False)
+    prepare_folder(run, resume=True, overwrite=False)
+    assert (run / METRICS).exists()
+
+
+def test_overwriting_removes_what_a_run_made_and_nothing_else(tmp_path):
+    for name in ("checkpoint.pt", METRICS, "adapter.safetensors", "report.json", "notes.txt"):
+        (tmp_path / name).write_text("old")
+    prepare_folder(tmp_path, resume=False, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_parameters_are_counted(tiny_model):
+    counts = parameters(tiny_model)
+    adapter = sum(p.numel() for p in tiny_model.adapter.parameters())
+    assert counts["trainable"] == adapter
+    assert counts["total"] == sum(p.numel() for p in tiny_model.parameters())
+    one_expert = 3 * 64 * 96
+    assert counts["total"] - counts["active"] == 6 * 2 * one_expert  # 6 layers, 2 of 4 experts idle
+
+
+def test_time_and_memory_are_measured():
+    seconds = {}
+    with timed(seconds, "nothing"):
+        pass
+    assert 0 <= seconds["nothing"] < 1
+    assert 0.05 < peak_rss_gb() < 1000
+
+
+FILES = (
+    "adapter.safetensors",
+    "adapter_config.json",
+    "config.yaml",
+    "loss.png",
+    "metrics.jsonl",
+    "report.html",
+    "report.json",
+)
+KEYS = {
+    "easy_vqa": {"n", "accuracy", "accuracy_shuffled", "question_prior", "by_type"},
+    "scenes": {"n", "cider", "bleu4", "exact", "cider_shuffled"},
+    "seconds": {"fetch", "convert", "encode", "train", "eval"},
+    "parameters": {"total", "active", "trainable"},
+    "versions": {"torch", "transformers"},
+}
+SETTINGS = {
+    "vqa_images": 8,
+    "vqa_test": 12,
+    "scenes": 6,
+    "scenes_test": 4,
+    "train.steps": 6,
+    "train.log_every": 2,
+    "train.save_every": 4,
+    "train.calibrate": 2,
+    "train.batch.images": 4,
+}
+
+
+@pytest.mark.slow
+def test_the_whole_walk(tmp_path, picture, capsys):
+    """On the real parts, which are fetched and converted first if this machine does not have them."""
+    run = tmp_path / "run"
+    words = ["quickstart", "--run", str(run), *(f"--{name}={value}" for name, value in SETTINGS.items())]
+    assert cli.main(words) == 0
+    assert "mmlm ask IMAGE" in capsys.readouterr().out
+
+    assert set(FILES) <= {path.name for path in run.iterdir()}
+    report = json.loads((run / "report.json").read_text())
+    for part, keys in KEYS.items():
+        assert keys <= report[part].keys(), part
+    assert set(report["easy_vqa"]["by_type"]) <= {"yes/no", "shape", "color"}
+    assert report["easy_vqa"]["n"] == 12 and report["scenes"]["n"] == 4
+    assert 0 < report["peak_rss_gb"] < 8
+    assert report["parameters"]["trainable"] < report["parameters"]["active"] < report["parameters"]["total"]
+    config = resolve(QuickstartConfig(), yaml.safe_load((run / "config.yaml").read_text()))
+    assert SETTINGS.items() <= dict(leaves(config)).items()
+    assert [json.loads(line)["step"] for line in (run / METRICS).read_text().splitlines()] == [2, 4, 6]
+    html = (run / "report.html").read_text(encoding="utf-8")
+    assert len(re.findall("<figure>", html)) == html.count("data:image/png") >= 4 + 4
+    assert "OpenMoji" in html and "CC BY-SA 4.0" in html and "easy-VQA" in html
+
+    assert cli.main(words) == 1
+    assert "a run is there already" in capsys.readouterr().err
+    weights = (run / "adapter.safetensors").read_bytes()
+    assert cli.main([*words, "--resume"]) == 0
+    assert (run / "adapter.safetensors").read_bytes() == weights
+
+    picture(size=(700, 300)).save(tmp_path / "mine.png")
+    capsys.readouterr()
+    image, model = str(tmp_path / "mine.png"), ["--model", str(run), "--tokens", "4"]
+    assert cli.main(["ask", image, "what is it?", *model]) == 0
+    assert cli.main(["caption", image, *model]) == 0
+    assert capsys.readouterr().out.count("\n") >= 2
