@@ -46,7 +46,7 @@ class BatchConfig:
 class TrainConfig:
     """One training run."""
 
-    steps: int = 1000
+    steps: int = 550
     """Optimizer steps."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
@@ -62,15 +62,15 @@ class TrainConfig:
 class QuickstartConfig:
     """What `mmlm quickstart` does."""
 
-    vqa_images: int = 2400
+    vqa_images: int = 2000
     """easy-VQA images to train on, of 4,000; each has about ten questions."""
     vqa_test: int = 2000
     """easy-VQA test questions to score, drawn at random; 9,673 are all."""
-    scenes: int = 2400
+    scenes: int = 2000
     """Captioned scenes to train on."""
     scenes_test: int = 300
     """Captioned scenes to score, of object pairs never seen together in training."""
-    vqa_share: float = 0.7
+    vqa_share: float = 0.65
     """Share of the training batches that are questions; the rest are captions."""
     seed: int = 0
     """Of all that is drawn at random."""

@@ -1,6 +1,5 @@
 """The quickstart's two data sets, read into samples: easy-VQA and OpenMoji scenes."""
 
-import random
 from collections.abc import Sequence
 
 from finetune.scenes import Scene, test_scenes, train_scenes
@@ -35,10 +34,10 @@ def kind_of(answer: str) -> str:
 
 
 def scenes(split: str, count: int, question: str, seed: int = 0) -> list[Sample]:
-    """Captioned scenes: in "train" each is taught one of its five captions, in "test" all five are references."""
+    """Captioned scenes: in "train" a sample for each of a scene's five captions, in "test" one with all as references."""
     drawn: Sequence[Scene] = (train_scenes if split == "train" else test_scenes)(count, seed)
-    choose = random.Random(seed)
     return [
-        Sample(scene.id, (scene.image,), question, choose.choice(scene.captions), scene.captions, "caption")
+        Sample(f"{scene.id}-{n}", (scene.image,), question, caption, scene.captions, "caption")
         for scene in drawn
+        for n, caption in enumerate(scene.captions if split == "train" else scene.captions[:1])
     ]
