@@ -34,7 +34,7 @@ def kind_of(answer: str) -> str:
 
 
 def scenes(split: str, count: int, question: str, seed: int = 0) -> list[Sample]:
-    """Captioned scenes: in "train" a sample for each of a scene's five captions, in "test" one, all of them references."""
+    """Captioned scenes: in "train" one for each of a scene's five captions, in "test" one, with all as references."""
     drawn: Sequence[Scene] = (train_scenes if split == "train" else test_scenes)(count, seed)
     return [
         Sample(f"{scene.id}-{n}", (scene.image,), question, caption, scene.captions, "caption")

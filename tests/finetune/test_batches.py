@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune.batches import IGNORED, Batches, Mixture, batch_of, dialogue, encode
+from finetune.batches import IGNORED, Batches, Encoded, Mixture, batch_of, dialogue, encode, rarity
 from finetune.config import BatchConfig
+from mmlm.processor import Marked
 
 
 @pytest.fixture
@@ -122,6 +123,33 @@ def test_what_is_taught_is_what_ask_asks(tiny_model, make_samples):
     assert marked.ids[:-learnt] == batch["input_ids"][0].tolist()
     assert marked.index[:-learnt] == batch["media_index"][0].tolist()
     assert marked.index[-1] == 0
+
+
+pairs = st.lists(st.tuples(st.sampled_from("pq"), st.sampled_from("abc")), min_size=1, max_size=30)
+
+
+@given(pairs=pairs, power=st.floats(0, 1))
+def test_rare_answers_weigh_more_and_no_question_does(pairs, power):
+    data = [Encoded(question, answer, (), Marked([], []), 0) for question, answer in pairs]
+    weights = rarity(data, power)
+    for question in {question for question, _ in pairs}:
+        mine = Counter(answer for asked, answer in pairs if asked == question)
+        total = {answer: count * weights[question, answer] for answer, count in mine.items()}
+        assert sum(total.values()) == pytest.approx(mine.total())
+        if power == 0:
+            assert all(weights[question, answer] == pytest.approx(1) for answer in mine)
+        if power == 1:
+            assert len({round(share, 9) for share in total.values()}) == 1, "each answer is as common as the others"
+
+
+@pytest.mark.parametrize(("balance", "low", "high"), [(0.0, 0.05, 0.15), (1.0, 0.35, 0.65)])
+def test_balance_evens_out_the_answers(balance, low, high, tiny_model, cache, make_samples):
+    """One question, answered "no" to nine in ten."""
+    (sample,) = make_samples(1)
+    samples = [replace(sample, id=str(n), answer="no" if n % 10 else "yes") for n in range(50)]
+    batches = Batches(tiny_model, cache, encode(tiny_model, cache, samples, ""), BatchConfig(1, 1, balance), 0)
+    drawn = [batches.choose(number)[0].answer for number in range(300)]
+    assert low < drawn.count("yes") / 300 < high
 
 
 class Numbers:

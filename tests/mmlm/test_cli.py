@@ -20,9 +20,10 @@ mmlm ask IMAGE QUESTION --model --tokens
 mmlm caption IMAGE... --model --tokens
 mmlm quickstart --run --resume --overwrite \
 --vqa_images --vqa_test --scenes --scenes_test --vqa_share --seed \
---train.steps --train.seed --train.log_every --train.save_every --train.calibrate \
+--train.steps --train.log_every --train.save_every --train.calibrate \
 --train.optim.lr --train.optim.gate_lr --train.optim.weight_decay --train.optim.beta2 \
---train.optim.warmup --train.optim.final --train.optim.clip --train.batch.images --train.batch.per_image
+--train.optim.warmup --train.optim.final --train.optim.clip --train.batch.images --train.batch.per_image \
+--train.batch.balance
 mmlm upcycle SRC DST --experts --top-k
 """
 
