@@ -160,6 +160,7 @@ def batch_of(
     """Samples -> what `MultimodalLM.forward` takes, right-padded, and `labels` [R, T].
 
     With `prefixes` the text before the images is not in it: what the decoder remembers of it is, as `past_key_values`.
+    Such a batch is good for one forward: the decoder adds to what it remembers.
     """
     distinct = {key: number for number, key in enumerate(dict.fromkeys(k for entry in chosen for k in entry.images))}
     before = [entry.blind if prefixes and prefixes.usable else 0 for entry in chosen]

@@ -7,6 +7,8 @@ from typing import Any, get_type_hints
 
 import yaml
 
+MAY_BE_ZERO = ("seed", "calibrate", "warmup")  # of the whole numbers
+
 
 @dataclass
 class OptimConfig:
@@ -101,7 +103,10 @@ def resolve(config: Any, given: dict[str, Any], where: str = "") -> Any:
 
 
 def convert(value: Any, kind: type, name: str) -> Any:
-    """The value as its field's type; ValueError if it is none."""
+    """The value as its field's type; ValueError if it is none, or a number that makes no sense."""
+    least = 1 if kind is int and name.rpartition(".")[2] not in MAY_BE_ZERO else 0
+    if isinstance(value, int | float) and value < least:
+        raise ValueError(f"config field {name!r} is at least {least}, not {value!r}")
     if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
         try:
             return float(value)  # YAML 1.1 reads 1e-3 as a string

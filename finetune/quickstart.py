@@ -42,7 +42,8 @@ def quickstart(config: QuickstartConfig, folder: Path, *, resume: bool = False, 
     prepare_folder(folder, resume=resume, overwrite=overwrite)
     seconds: dict[str, float] = {}
     with timed(seconds, "fetch"):
-        zoo.fetch_decoder()
+        if not zoo.decoder_folder().exists():
+            zoo.fetch_decoder()
     with timed(seconds, "convert"):
         zoo.ensure_decoder()
     settings.write(config, folder / "config.yaml")

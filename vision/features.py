@@ -81,8 +81,9 @@ def pixels_key(image: Image.Image) -> str:
 def settings_key(encoder: VisionEncoder) -> str:
     """A hash of all that features depend on beside the image: backbone, its weights and dtype, pyramid, detail."""
     digest = hashlib.blake2b(digest_size=8)
-    weights = encoder.backbone.state_dict()
-    digest.update(json.dumps([encoder.backbone.name, asdict(encoder.pyramid), encoder.detail]).encode())
+    backbone = encoder.backbone
+    weights = backbone.state_dict() | {"scale": backbone.scale, "shift": backbone.shift}  # those two hold mean and std
+    digest.update(json.dumps([backbone.name, asdict(encoder.pyramid), encoder.detail]).encode())
     for name, tensor in sorted(weights.items()):
         digest.update(f"{name} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

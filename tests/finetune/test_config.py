@@ -132,3 +132,9 @@ def test_one_config_is_not_another():
     one, other = TrainConfig(), TrainConfig()
     one.optim.lr = 9.0
     assert asdict(other) == asdict(TrainConfig())
+
+
+@pytest.mark.parametrize("field", ["vqa_images", "train.steps", "train.batch.images"])
+def test_numbers_that_make_no_sense_are_refused(field):
+    with pytest.raises(ValueError, match=rf"'{field}' is at least 1, not 0"):
+        resolve(QuickstartConfig(), nested([f"--{field}", "0"]))
