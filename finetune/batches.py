@@ -11,10 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 
+from finetune.below import Below, gives_tensors
 from finetune.config import BatchConfig
 from finetune.prefix import Prefixes
+from mmlm.decoder import find_layers
 from mmlm.media import collate
 from mmlm.model import MultimodalLM
 from mmlm.processor import Marked
@@ -73,7 +77,7 @@ class Batches:
         self, model: MultimodalLM, cache: FeatureCache, data: Sequence[Encoded], config: BatchConfig, seed: int
     ) -> None:
         self.model, self.cache, self.config, self.seed = model, cache, config, seed
-        self.prefixes = Prefixes(model.decoder)
+        self.frozen = FrozenText(model)
         self.by_image: dict[tuple[str, ...], list[Encoded]] = {}
         for entry in data:
             self.by_image.setdefault(entry.images, []).append(entry)
@@ -116,7 +120,7 @@ class Batches:
         return batches
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        return batch_of(self.model, self.cache, self.choose(number), self.prefixes)
+        return batch_of(self.model, self.cache, self.choose(number), self.frozen)
 
 
 def rarity(data: Sequence[Encoded], power: float) -> dict[tuple[str, str], float]:
@@ -154,23 +158,44 @@ class Mixture:
         return part, counts[part] - 1
 
 
-def batch_of(
-    model: MultimodalLM, cache: FeatureCache, chosen: Sequence[Encoded], prefixes: Prefixes | None = None
-) -> dict[str, Any]:
-    """Samples -> what `MultimodalLM.forward` takes, right-padded, and `labels` [R, T].
+class FrozenText:
+    """What the frozen decoder makes of text, computed once: of text before the image, and below the first block."""
 
-    With `prefixes` the text before the images is not in it: what the decoder remembers of it is, as `past_key_values`.
-    Such a batch is good for one forward: the decoder adds to what it remembers.
+    def __init__(self, model: MultimodalLM) -> None:
+        self.model = model
+        self.decoder = model.decoder.get_decoder()
+        layers, first = find_layers(model.decoder), model.config.layers[0]
+        self.prefixes = Prefixes(model.decoder)
+        usable = first > 0 and self.prefixes.usable and gives_tensors(self.decoder, layers)
+        self.below = Below(layers, first) if usable else None
+
+    def states(self, chosen: Sequence[Encoded]) -> Tensor | None:
+        """Hidden states [R, T, D] before the first block of what `text_of` leaves of the samples; None: not usable."""
+        if self.below is None:
+            return None
+        texts = [tuple(entry.text.ids) for entry in chosen]
+        new = self.below.missing(texts)
+        known = {ids: self.below.kept[ids] for ids in texts if ids in self.below.kept}
+        if new:
+            inputs, rests = text_of(self.model, [chosen[place] for place in new], self.prefixes)
+            inputs.pop("media_index")
+            lengths = [len(rest.ids) for rest in rests]
+            known |= self.below.add(self.decoder, [texts[place] for place in new], lengths, inputs)
+        return pad_sequence([known[ids] for ids in texts], batch_first=True)
+
+
+def text_of(
+    model: MultimodalLM, chosen: Sequence[Encoded], prefixes: Prefixes | None
+) -> tuple[dict[str, Any], list[Marked]]:
+    """Samples -> the text part of a batch, right-padded, and what of each sample's text is in it.
+
+    With `prefixes` the text before the images is not; what the decoder remembers of it is, as `past_key_values`. Such a
+    batch is good for one forward: the decoder adds to what it remembers.
     """
-    distinct = {key: number for number, key in enumerate(dict.fromkeys(k for entry in chosen for k in entry.images))}
     before = [entry.blind if prefixes and prefixes.usable else 0 for entry in chosen]
     rests = [Marked(entry.text.ids[skip:], entry.text.index[skip:]) for entry, skip in zip(chosen, before, strict=True)]
     ids, mask, index = model.processor.pad(rests, "right")
-    labels = torch.full_like(ids, IGNORED)
-    for row, (entry, rest) in enumerate(zip(chosen, rests, strict=True)):
-        end = len(rest.ids)
-        labels[row, end - entry.learnt : end] = ids[row, end - entry.learnt : end]
-    batch: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    batch: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "media_index": index}
     if prefixes and any(before):
         longest = max(before)
         skipped = torch.tensor(before)[:, None]
@@ -180,6 +205,21 @@ def batch_of(
         batch["position_ids"] = skipped + torch.arange(ids.shape[1])
         remembered = (torch.arange(longest) >= longest - skipped).long()
         batch["attention_mask"] = torch.cat([remembered, mask], dim=1)
-        index = pad(index, (longest, 0), value=-1)
+        batch["media_index"] = pad(index, (longest, 0), value=-1)
+    return batch, rests
+
+
+def batch_of(
+    model: MultimodalLM, cache: FeatureCache, chosen: Sequence[Encoded], frozen: FrozenText | None = None
+) -> dict[str, Any]:
+    """Samples -> what `learnt_loss` takes: the model's inputs, `labels` [R, T], and `below` of `FrozenText`."""
+    distinct = {key: number for number, key in enumerate(dict.fromkeys(k for entry in chosen for k in entry.images))}
+    batch, rests = text_of(model, chosen, frozen.prefixes if frozen else None)
+    ids = batch["input_ids"]
+    labels = torch.full_like(ids, IGNORED)
+    for row, (entry, rest) in enumerate(zip(chosen, rests, strict=True)):
+        end = len(rest.ids)
+        labels[row, end - entry.learnt : end] = ids[row, end - entry.learnt : end]
     rows = [[distinct[key] for key in entry.images] for entry in chosen]
-    return batch | collate([cache.load(key) for key in distinct], rows, index)
+    media = collate([cache.load(key) for key in distinct], rows, batch.pop("media_index"))
+    return batch | media | {"labels": labels, "below": frozen.states(chosen) if frozen else None}

@@ -48,7 +48,7 @@ class BatchConfig:
 class TrainConfig:
     """One training run."""
 
-    steps: int = 550
+    steps: int = 480
     """Optimizer steps."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
@@ -64,14 +64,16 @@ class TrainConfig:
 class QuickstartConfig:
     """What `mmlm quickstart` does."""
 
-    vqa_images: int = 2000
+    vqa_images: int = 1800
     """easy-VQA images to train on, of 4,000; each has about ten questions."""
     vqa_test: int = 2000
     """easy-VQA test questions to score, drawn at random; 9,673 are all."""
-    scenes: int = 2000
+    scenes: int = 1600
     """Captioned scenes to train on."""
     scenes_test: int = 300
     """Captioned scenes to score, of object pairs never seen together in training."""
+    captions_per_image: int = 2
+    """Captions of one scene in a batch, of its five; they are longer than answers."""
     vqa_share: float = 0.65
     """Share of the training batches that are questions; the rest are captions."""
     seed: int = 0

@@ -53,7 +53,7 @@ def train(model: MultimodalLM, batches: Numbered, config: TrainConfig, folder: P
             for group, peak in zip(optimizer.param_groups, peaks(config.optim), strict=True):
                 group["lr"] = peak * schedule(step, config)
             batch = send_to_device(batches[step], accelerator.device)
-            total, learnt = learnt_loss(forward, model.decoder, batch)
+            total, learnt = learnt_loss(forward, model, batch)
             loss = total / learnt
             accelerator.backward(loss)
             accelerator.clip_grad_norm_(trained, config.optim.clip)

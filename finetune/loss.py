@@ -13,6 +13,9 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from finetune.batches import IGNORED
+from finetune.below import from_below
+from mmlm.decoder import find_layers
+from mmlm.model import MultimodalLM
 
 
 @contextmanager
@@ -33,18 +36,19 @@ def logits_only(decoder: PreTrainedModel, where: Tensor) -> Iterator[None]:
         handle.remove()
 
 
-def learnt_loss(forward: nn.Module, decoder: PreTrainedModel, batch: dict[str, Any]) -> tuple[Tensor, int]:
+def learnt_loss(forward: nn.Module, model: MultimodalLM, batch: dict[str, Any]) -> tuple[Tensor, int]:
     """Sum of the cross-entropy over the learnt tokens of a batch (fp32), and their number L.
 
     Args:
         forward: the model, or what a distributed wrapper made of it.
-        decoder: the model's own decoder.
-        batch: of `Batches`, with `labels` [R, T].
+        model: the model itself.
+        batch: of `Batches`, with `labels` [R, T] and `below`.
     """
     inputs = dict(batch)
     labels = inputs.pop("labels")[:, 1:]
     learnt = labels != IGNORED
     ahead = torch.nn.functional.pad(learnt, (0, 1))  # the token before a learnt one foretells it
-    with logits_only(decoder, ahead):
+    layers, first = find_layers(model.decoder), model.config.layers[0]
+    with logits_only(model.decoder, ahead), from_below(layers, first, inputs.pop("below")):
         logits = forward(**inputs, use_cache="past_key_values" in inputs).logits[0]
     return cross_entropy(logits.float(), labels[learnt], reduction="sum"), int(learnt.sum())

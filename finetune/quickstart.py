@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -59,9 +60,13 @@ def quickstart(config: QuickstartConfig, folder: Path, *, resume: bool = False, 
     vqa_test = random.Random(config.seed).sample(vqa_test, min(config.vqa_test, len(vqa_test)))
     captions_test = scenes("test", config.scenes_test, asked, config.seed)
     with timed(seconds, "encode"):
+        caption_batch = replace(config.train.batch, per_image=config.captions_per_image)
         parts = [
-            Batches(model, cache, encode(model, cache, samples, say), config.train.batch, config.seed)
-            for samples, say in ((vqa, "encoding easy-VQA"), (captions, "encoding scenes"))
+            Batches(model, cache, encode(model, cache, samples, say), batch, config.seed)
+            for samples, say, batch in (
+                (vqa, "encoding easy-VQA", config.train.batch),
+                (captions, "encoding scenes", caption_batch),
+            )
         ]
         for samples, say in ((vqa_test, "encoding easy-VQA's test split"), (captions_test, "encoding held-out scenes")):
             encode(model, cache, samples, say)

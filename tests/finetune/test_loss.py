@@ -37,7 +37,7 @@ def gradients(model):
 
 def test_loss_and_gradients_are_those_of_the_whole_text(model, batches, cache):
     """Whatever the batch leaves out: prefixes that see no image, logits of what is not learnt."""
-    loss, learnt = learnt_loss(model, model.decoder, batches[0])
+    loss, learnt = learnt_loss(model, model, batches[0])
     loss.backward()
     got = gradients(model)
     chosen = batches.choose(0)
@@ -58,14 +58,14 @@ def test_the_same_step_has_the_same_gradient_to_the_last_bit(make_model, open_ga
     batch = batch_of(model, cache, encode(model, cache, samples, "encoding"))
     runs = []
     for _ in range(4):
-        learnt_loss(model, model.decoder, batch)[0].backward()
+        learnt_loss(model, model, batch)[0].backward()
         runs.append(gradients(model))
     for name, gradient in runs[0].items():
         assert all(gradient.equal(run[name]) for run in runs[1:]), name
 
 
 def test_the_gradient_is_in_the_adapter_alone(model, batches):
-    loss, _ = learnt_loss(model, model.decoder, batches[0])
+    loss, _ = learnt_loss(model, model, batches[0])
     loss.backward()
     moved = {name for name, gradient in gradients(model).items() if gradient.any()}
     assert moved and all(name.startswith("adapter.") for name in moved)
@@ -79,7 +79,7 @@ def test_a_blind_model_learns_nothing_but_its_gates(make_model, cache, make_samp
     """Born exact: behind shut gates only the gates have a gradient."""
     model = make_model()
     data = encode(model, cache, make_samples(2), "encoding")
-    loss, _ = learnt_loss(model, model.decoder, batch_of(model, cache, data))
+    loss, _ = learnt_loss(model, model, batch_of(model, cache, data))
     loss.backward()
     moved = {name for name, gradient in gradients(model).items() if gradient.any()}
     assert moved == {name for name, _ in model.named_parameters() if name.endswith("_gate")}
