@@ -25,7 +25,7 @@ base_model: {decoder}
 
 # Adapter for {decoder}
 
-A gated cross-attention adapter made with [mmlm](https://pypi.org/project/mmlm-adapter/). The decoder and the vision
+A gated cross-attention adapter made with mmlm (`pip install mmlm-adapter`). The decoder and the vision
 backbone are frozen, and are not in this repository.
 
 | | |
