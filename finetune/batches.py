@@ -158,6 +158,11 @@ class Mixture:
         return part, counts[part] - 1
 
 
+def foretelling(labels: Tensor) -> Tensor:
+    """Which tokens' logits are learnt from, bool [R, T]: those right before a learnt one."""
+    return pad(labels[:, 1:] != IGNORED, (0, 1))
+
+
 class FrozenText:
     """What the frozen decoder makes of text, computed once: of text before the image, and below the first block."""
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from finetune.batches import IGNORED
+from finetune.batches import foretelling
 from mmlm.decoder import find_layers
 from mmlm.model import MultimodalLM
 
@@ -34,8 +34,7 @@ def calibrate(model: MultimodalLM, batches: Iterable[dict[str, Any]]) -> None:
     for batch in batches:
         for seen, got in zip(values, batch["media_values"], strict=True):
             seen.append(got.float())
-        ahead = torch.nn.functional.pad(batch["labels"][:, 1:] != IGNORED, (0, 1))
-        record(model, batch, ahead, hidden)
+        record(model, batch, foretelling(batch["labels"]), hidden)
     for norm, seen in zip(model.adapter.media.norms, values, strict=True):
         norm.fit(torch.cat(seen))
     for block, seen in zip(model.adapter.blocks, hidden, strict=True):

@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from finetune.batches import IGNORED
+from finetune.batches import foretelling
 from finetune.below import from_below
 from mmlm.decoder import find_layers
 from mmlm.model import MultimodalLM
@@ -45,10 +44,10 @@ def learnt_loss(forward: nn.Module, model: MultimodalLM, batch: dict[str, Any]) 
         batch: of `Batches`, with `labels` [R, T] and `below`.
     """
     inputs = dict(batch)
-    labels = inputs.pop("labels")[:, 1:]
-    learnt = labels != IGNORED
-    ahead = torch.nn.functional.pad(learnt, (0, 1))  # the token before a learnt one foretells it
+    labels = inputs.pop("labels")
+    ahead = foretelling(labels)
+    wanted = labels[:, 1:][ahead[:, :-1]]
     layers, first = find_layers(model.decoder), model.config.layers[0]
     with logits_only(model.decoder, ahead), from_below(layers, first, inputs.pop("below")):
         logits = forward(**inputs, use_cache="past_key_values" in inputs).logits[0]
-    return cross_entropy(logits.float(), labels[learnt], reduction="sum"), int(learnt.sum())
+    return cross_entropy(logits.float(), wanted, reduction="sum"), len(wanted)
