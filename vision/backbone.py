@@ -3,12 +3,16 @@
 P pictures, C channels of a map.
 """
 
+import os
 from typing import Any
 
 import torch
 from timm import create_model
 from timm.layers import Format
+from timm.models import resolve_model_input_args
 from torch import Tensor, nn
+
+from vision.tiles import TILE
 
 
 class Backbone(nn.Module):
@@ -38,9 +42,10 @@ class Backbone(nn.Module):
         # (x/255 - mean) / std as one multiply-add
         self.scale: Tensor
         self.shift: Tensor
-        scale = 1 / (255 * torch.tensor(std))
-        self.register_buffer("scale", scale.view(3, 1, 1), persistent=False)
-        self.register_buffer("shift", (-torch.tensor(mean) / torch.tensor(std)).view(3, 1, 1), persistent=False)
+        scale, shift = 1 / (255 * torch.tensor(std)), -torch.tensor(mean) / torch.tensor(std)
+        device = next(maps.parameters()).device
+        self.register_buffer("scale", scale.view(3, 1, 1).to(device), persistent=False)
+        self.register_buffer("shift", shift.view(3, 1, 1).to(device), persistent=False)
 
     def train(self, mode: bool = True) -> "Backbone":
         return super().train(False)
@@ -53,24 +58,43 @@ class Backbone(nn.Module):
         return [one.movedim(-1, 1) for one in maps] if self.channels_last else maps
 
 
-def load_backbone(vision: str | nn.Module, *, pretrained: bool = True) -> Backbone:
-    """Opens a backbone: "timm/NAME", "hf-hub:NAME", "local-dir:PATH" or a timm module made with features_only=True.
+def load_backbone(vision: str | os.PathLike[str] | nn.Module, *, pretrained: bool = True) -> Backbone:
+    """Opens a backbone: "timm/NAME", "hf-hub:NAME", a folder (also as "local-dir:PATH") or a timm module.
 
-    Raises ValueError for names that timm does not know, weights that cannot be had, and modules without feature maps.
+    A folder is one that timm's `save_for_hf` wrote; a module is made with features_only=True.
+    A network that takes pictures of one size alone, as many ViTs do, is made for 512x512.
+
+    Raises ValueError for names that timm does not know, weights that cannot be had, and modules that give no feature maps
+    or refuse 512x512 pictures.
     """
     if isinstance(vision, Backbone):
         return vision
     if isinstance(vision, nn.Module):
         cfg = getattr(vision, "default_cfg", None) or getattr(vision, "pretrained_cfg", None) or {}
         name = f"module/{cfg.get('architecture', type(vision).__name__)}"
-        return Backbone(vision, cfg.get("mean", (0.5,) * 3), cfg.get("std", (0.5,) * 3), name)
-    name = vision.removeprefix("timm/")
+        return _tried(Backbone(vision, cfg.get("mean", (0.5,) * 3), cfg.get("std", (0.5,) * 3), name))
+    name = os.fspath(vision)
+    source = f"local-dir:{name}" if os.path.isdir(name) else name.removeprefix("timm/")
     try:
-        model: Any = create_model(name, features_only=True, pretrained=pretrained)
-    except (RuntimeError, OSError) as error:
+        network = resolve_model_input_args(source, {"img_size": TILE})
+        model: Any = create_model(**network, features_only=True, pretrained=pretrained)
+    except Exception as error:  # of many kinds: names, configs and files are the user's
         raise ValueError(
-            f"vision={vision!r}: {error}; name a timm model with feature maps, as 'timm/resnet50', "
+            f"vision={name!r}: {error}; name a timm model with feature maps, as 'timm/resnet50', "
             "or a folder with its weights, 'local-dir:PATH'"
         ) from error
     cfg = model.pretrained_cfg if hasattr(model, "pretrained_cfg") else model.default_cfg
-    return Backbone(model, cfg["mean"], cfg["std"], vision)
+    return _tried(Backbone(model, cfg["mean"], cfg["std"], name))
+
+
+@torch.no_grad()
+def _tried(backbone: Backbone) -> Backbone:
+    """The backbone, once it has seen a picture: better a refusal here than at a user's first image."""
+    try:
+        backbone(torch.zeros(1, 3, TILE, TILE, dtype=torch.uint8, device=backbone.scale.device))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"vision: {backbone.name} refuses pictures of {TILE}x{TILE} ({error}); make it with img_size={TILE}, if it "
+            "has that, or take another"
+        ) from error
+    return backbone

@@ -3,11 +3,13 @@
 import pytest
 import timm
 import torch
+from timm.models import save_for_hf
 from torch import nn
 
 from vision.backbone import Backbone, load_backbone
 
-KINDS = ("test_resnet", "test_efficientnet", "test_convnext", "test_byobnet", "test_mambaout")
+FIXED = ("test_vit3", "test_vit_relpos", "test_maxvit")  # made for pictures of one size alone
+KINDS = ("test_resnet", "test_efficientnet", "test_convnext", "test_byobnet", "test_mambaout", "test_vit", *FIXED)
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +70,31 @@ def test_names():
     named = load_backbone("timm/test_resnet", pretrained=False)
     assert named.name == "timm/test_resnet"
     assert load_backbone(named) is named
+
+
+def test_a_folder_is_a_backbone(tmp_path, pictures):
+    torch.manual_seed(0)
+    save_for_hf(timm.create_model("test_vit3"), tmp_path)
+    backbones = [load_backbone(vision) for vision in (tmp_path, str(tmp_path), f"local-dir:{tmp_path}")]
+    assert [backbone.name for backbone in backbones] == [str(tmp_path), str(tmp_path), f"local-dir:{tmp_path}"]
+    first, *others = [backbone(pictures[:1])[-1] for backbone in backbones]
+    assert all(first.equal(other) for other in others)
+
+
+def test_a_folder_without_a_backbone_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=f"vision='{tmp_path}': .*'local-dir:PATH'"):
+        load_backbone(tmp_path)
+
+
+def test_a_module_that_refuses_tiles_is_refused():
+    fixed = timm.create_model("test_vit3", features_only=True)
+    with pytest.raises(ValueError, match=r"module/test_vit3 refuses pictures of 512x512 .*img_size=512"):
+        load_backbone(fixed)
+
+
+def test_the_module_says_where_pixels_go():
+    backbone = load_backbone(timm.create_model("test_resnet", features_only=True).to("meta"))
+    assert backbone.scale.device.type == backbone.shift.device.type == "meta"
 
 
 @pytest.mark.parametrize("module", [nn.Linear(3, 3), timm.create_model("test_resnet")])
