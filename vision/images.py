@@ -5,7 +5,9 @@ Legend: H height, W width, in pixels.
 
 import io
 import os
+import re
 import urllib.request
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
@@ -29,6 +31,7 @@ URL_BYTES = 64 * 1024 * 1024
 """Most bytes read from a URL."""
 
 _DRAWINGS = {"EPS", "WMF"}  # Pillow would start Ghostscript or the system's renderer on these
+_SIGNATURE = re.compile(rb"\x89PNG|\xff\xd8\xff|GIF8|BM|II\*\0|MM\0\*|\0\0\0\x0cjP|RIFF....WEBP", re.DOTALL)
 _DRAWING_MARKS = (b"<svg", b"%pdf", b"%!ps")
 
 _TURNS = {
@@ -151,6 +154,8 @@ def _decode(file: BinaryIO, name: str) -> Image.Image:
         except UnidentifiedImageError as error:
             if any(mark in start.lower() for mark in _DRAWING_MARKS):
                 raise _drawing(name) from error
+            if _SIGNATURE.match(start):
+                raise ImageError(f"{name}: cut short or damaged in its header; fetch or export it again") from error
             raise ImageError(
                 f"{name}: not an image that Pillow can read (it begins with {start[:16]!r}); convert it to PNG or JPEG"
             ) from error
@@ -160,10 +165,12 @@ def _decode(file: BinaryIO, name: str) -> Image.Image:
 def _refusals(name: str) -> Iterator[None]:
     """Make one `ImageError` of what Pillow raises: on damaged files OSError, SyntaxError, struct.error and others."""
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is what decides
+            yield
     except ImageError:
         raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except Image.DecompressionBombError as error:
         raise ImageError(f"{name}: {error} Scale it down first") from error
     except Exception as error:
         raise ImageError(

@@ -362,6 +362,14 @@ def test_cut_short_is_refused_wherever_it_is_cut(format: str, tmp_path: Path) ->
         assert str(path) in refusal(path)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "JPEG2000"])
+def test_a_known_format_cut_in_its_header_is_said_to_be_cut_short(format: str) -> None:
+    data = encoded(Image.fromarray(NOISE), format)
+    for length in (12, 16, 20):
+        assert "cut short" in refusal(data[:length])
+
+
 def test_cut_short_is_refused_even_if_pillow_is_told_to_look_away(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(Image.fromarray(NOISE), "JPEG")
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
@@ -375,6 +383,14 @@ def test_a_bomb_is_refused_on_its_header(pillow_limit: int | None, monkeypatch: 
     bomb = png(20000, 20000, 1, 0, [b"\0"])
     assert "pixels" in refusal(bomb) and "scale it down" in refusal(bomb).lower()
     assert pillow_limit == Image.MAX_IMAGE_PIXELS
+
+
+def test_a_large_image_that_is_taken_is_taken_in_silence(
+    recwarn: pytest.WarningsRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 24 * 40 - 1)
+    assert open_image(encoded(Image.fromarray(NOISE), "PNG")).size == (40, 24)
+    assert not recwarn.list
 
 
 def test_the_limit_holds_for_arrays_and_pil_images(monkeypatch: pytest.MonkeyPatch) -> None:
