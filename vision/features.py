@@ -7,14 +7,14 @@ weights. Files are written under a temporary name and renamed, so a kill or a se
 import hashlib
 import json
 import os
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
+from uuid import uuid4
 
 import torch
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from vision.encoder import Features, VisionEncoder
 from vision.images import Source, open_image
@@ -64,13 +64,12 @@ class FeatureCache:
         path.parent.mkdir(exist_ok=True)
         tensors = {f"values{i}": value.cpu().contiguous() for i, value in enumerate(features.values)}
         tensors |= {f"places{i}": place.to(torch.int16) for i, place in enumerate(features.places)}
-        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
-        os.close(handle)
+        draft = path.with_name(f"{uuid4().hex}.part")
         try:
-            save_file(tensors, name)
-            os.replace(name, path)
+            draft.write_bytes(save(tensors))  # save_file would make a file for its owner alone
+            os.replace(draft, path)
         finally:
-            Path(name).unlink(missing_ok=True)
+            draft.unlink(missing_ok=True)
 
 
 def pixels_key(image: Image.Image) -> str:

@@ -121,6 +121,17 @@ def test_a_damaged_file_is_told_and_removed(damage, cache, encoder, picture):
     cache.load(key)
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_files_have_the_umasks_mode(umask, cache, picture):
+    kept = os.umask(umask)
+    try:
+        cache.add(picture())
+    finally:
+        os.umask(kept)
+    (path,) = files(cache.folder)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+
+
 def test_an_image_that_cannot_be_opened_leaves_nothing(cache):
     with pytest.raises(ImageError):
         cache.add(b"not an image")
@@ -139,18 +150,17 @@ def test_a_failed_write_leaves_nothing(cache, picture, monkeypatch):
 
 KILLED = """
     import os, signal, sys
+    from pathlib import Path
     import numpy, timm, torch
     from vision import features
     from vision.backbone import load_backbone
     from vision.encoder import VisionEncoder
 
-    def half(tensors, name):
-        whole(tensors, name)
-        data = open(name, "rb").read()
-        open(name, "wb").write(data[: len(data) // 2])
+    def half(path, data):
+        whole(path, data[: len(data) // 2])
         os.kill(os.getpid(), signal.SIGKILL)
 
-    whole, features.save_file = features.save_file, half
+    whole, Path.write_bytes = Path.write_bytes, half
     torch.manual_seed(0)
     encoder = VisionEncoder(load_backbone(timm.create_model("test_efficientnet", features_only=True)))
     features.FeatureCache(encoder, sys.argv[1]).add(numpy.zeros((64, 96, 3), dtype=numpy.uint8))
