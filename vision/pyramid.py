@@ -26,6 +26,10 @@ class Level:
     grid: int
     map: int
 
+    def __post_init__(self) -> None:
+        if type(self.grid) is not int or type(self.map) is not int or self.grid < 1 or self.map > -1:
+            raise ValueError(f"pyramid: {self}: a grid has 1 cell on a side or more, a map is -1 or below")
+
 
 @dataclass(frozen=True)
 class Pyramid:
@@ -67,7 +71,7 @@ class Pyramid:
 PICTURE, CELL, SLOT, ROW, COLUMN, REAL = range(6)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=64)  # a few MiB
 def layout(pyramid: Pyramid, plan: TilePlan, extents: tuple[tuple[int, int], ...]) -> tuple[Tensor, ...]:
     """Which pooled cells are an image's embeddings: per map of `pyramid.maps` an int64 [embeddings, 6].
 

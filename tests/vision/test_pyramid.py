@@ -128,3 +128,17 @@ def test_maps_are_named_the_deepest_first():
 def test_grids_that_do_not_add_up_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         Pyramid(**fields)
+
+
+@pytest.mark.parametrize(
+    ("grid", "map_"), [(0, -1), (-1, -1), (1.0, -1), ("1", -1), (True, -1), (5, 0), (5, 9), (5, None)]
+)
+def test_levels_that_are_none_are_refused(grid, map_):
+    with pytest.raises(ValueError, match=rf"pyramid: Level\(grid={grid!r}, map={map_!r}\): a grid has"):
+        Level(grid, map_)
+
+
+def test_the_layouts_that_are_kept_are_a_few_megabytes():
+    plan = plan_tiles(2048, 768)
+    largest = layout(DEFAULT, plan, extents_of(2048, 768, plan))
+    assert sum(table.nbytes for table in largest) * layout.cache_parameters()["maxsize"] < 2**23
