@@ -8,6 +8,7 @@ import os
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedModel
 
 from mmlm.decoder import load_decoder
@@ -69,10 +70,15 @@ def upcycle(dense: PreTrainedModel, experts: int = 8, top_k: int = 2, seed: int 
             tensor.copy_(given[mlp + "down_proj.weight"].expand_as(tensor))
         else:
             assert name.endswith("mlp.gate.weight"), name
-            tensor.copy_(torch.randn(tensor.shape, generator=random) * 0.02)
+            tensor.copy_(draw_router(tensor.shape, random))
     sparse.generation_config = dense.generation_config
     check_same(dense.eval(), sparse)
     return sparse
+
+
+def draw_router(shape: torch.Size, random: torch.Generator) -> Tensor:
+    """Uniform of deviation 0.02, the same to the last bit on every CPU: `torch.randn` depends on its instructions."""
+    return (torch.rand(shape, generator=random) - 0.5) * (0.02 * 12**0.5)
 
 
 def check_same(dense: PreTrainedModel, sparse: PreTrainedModel, tokens: int = 64) -> float:

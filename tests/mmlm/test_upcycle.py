@@ -1,5 +1,11 @@
 """A dense decoder upcycled is the dense decoder, until its experts are trained apart."""
 
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,8 +23,10 @@ from transformers import (
 
 from mmlm.cli import main
 from mmlm.decoder import active_parameters
-from mmlm.upcycle import check_same, upcycle, upcycle_folder
+from mmlm.upcycle import check_same, draw_router, upcycle, upcycle_folder
 
+ROOT = Path(__file__).parents[2]
+PIN = "4aeb3e38e9a833f08e47a1f36c5304278d12e0652b7823206965d35d4893aabc"  # of a router's bytes
 SIZES = {
     "vocab_size": 259,
     "hidden_size": 32,
@@ -83,6 +91,29 @@ def test_the_seed_is_of_the_routers_alone():
     assert {name for name in one if not torch.equal(one[name], other[name])} == {
         f"model.layers.{i}.mlp.gate.weight" for i in range(2)
     }
+
+
+def test_routers_are_the_same_on_every_machine():
+    """The default decoder's fingerprint rests on it."""
+    router = draw_router(torch.Size((4, 576)), torch.Generator().manual_seed(0))
+    assert hashlib.sha256(router.numpy().tobytes()).hexdigest() == PIN
+
+
+@pytest.mark.slow
+def test_routers_are_the_same_without_vector_instructions():
+    code = (
+        "import torch; from mmlm.upcycle import draw_router;"
+        "print(draw_router(torch.Size((4, 576)), torch.Generator().manual_seed(0)).numpy().tobytes().hex())"
+    )
+    env = os.environ | {"ATEN_CPU_CAPABILITY": "default"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, text=True, capture_output=True, timeout=60)
+    assert hashlib.sha256(bytes.fromhex(done.stdout)).hexdigest() == PIN, done.stderr
+
+
+def test_routers_deviate_by_two_hundredths():
+    router = draw_router(torch.Size((8, 4096)), torch.Generator().manual_seed(0))
+    assert router.std().item() == pytest.approx(0.02, rel=0.01)
+    assert abs(router.mean().item()) < 3e-4
 
 
 @pytest.mark.parametrize(("experts", "top_k"), [(4, 5), (4, 0), (0, 0), (0, 1), (2, -1)])
