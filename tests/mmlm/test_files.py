@@ -50,7 +50,7 @@ def test_of_two_at_once_one_wins_whole(tmp_path):
             with new_folder(tmp_path / "new") as two:
                 (two / "b").write_text("2")
 
-    with pytest.raises(OSError, match="not empty"):
+    with pytest.raises(FileExistsError, match="new: exists already"):
         both()
     assert os.listdir(tmp_path) == ["new"]
     assert os.listdir(tmp_path / "new") == ["b"]

