@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, pad
 from transformers import PreTrainedModel
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, grouped_mm_experts_forward
 
 NAME = "padded_mm"
 ROWS = 64
@@ -32,8 +32,11 @@ class Experts(Protocol):
 def padded_experts(self: Experts, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
     """The experts' share of an MoE layer, as transformers' experts interface asks for it: [N, D] -> [N, D].
 
-    Frozen experts get no weight gradients.
+    Frozen experts get no weight gradients. Elsewhere than on a CPU, where a decoder may have been moved since, counting
+    the rows would wait for the device at every layer: transformers' `grouped_mm` needs no count.
     """
+    if hidden.device.type != "cpu":
+        return grouped_mm_experts_forward(self, hidden, top_k_index, top_k_weights)
     tokens, k = top_k_index.shape
     expert = top_k_index.reshape(-1)
     order = expert.argsort(stable=True)

@@ -83,6 +83,13 @@ def test_a_whole_decoder_with_padded_experts_is_the_same(dtype, tiny_decoder, to
     torch.testing.assert_close(one, other, atol=1e-4 if dtype == torch.float32 else 0.05, rtol=0.05)
 
 
+def test_off_the_cpu_no_layer_waits_for_a_count(tiny_decoder):
+    """On the meta device there is nothing to count."""
+    decoder = tiny_decoder().to("meta")
+    assert decoder.config._experts_implementation == NAME
+    assert decoder(torch.zeros(2, 5, dtype=torch.int64, device="meta")).logits.shape[:2] == (2, 5)
+
+
 @pytest.mark.parametrize(
     ("kind", "fields"),
     [("llama", {}), ("gpt_oss", {"num_local_experts": 4, "num_experts_per_tok": 2}), ("phi3", {"pad_token_id": 0})],
