@@ -5,12 +5,14 @@ import os
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from mmlm.experts import use_padded_experts
 
 SAMPLES = 1024  # values of each tensor that go into a fingerprint
+SHARED = ("trust_remote_code", "token", "cache_dir", "local_files_only", "subfolder")  # by decoder and tokenizer
 
 
 def load_decoder(
@@ -18,17 +20,20 @@ def load_decoder(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Decoder and tokenizer of a hub id or folder; kwargs go to `AutoModelForCausalLM.from_pretrained`.
 
+    Those that say where and how to find files go to the tokenizer too.
+
     On a CPU its experts are run by `padded_experts`, unless kwargs name an `experts_implementation`: transformers' own
     kernels give a token other last bits when other tokens are routed otherwise, and so break "blind is exact" in rows
     that have an image.
 
-    ValueError, with the mend, if there is none.
+    ValueError, with the mend, if there is none, or a file of it is damaged.
     """
     kwargs.setdefault("dtype", "auto")
+    where = {key: kwargs[key] for key in SHARED if key in kwargs}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, **where)
         decoder = AutoModelForCausalLM.from_pretrained(name, revision=revision, **kwargs)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(
             f"decoder={str(name)!r} cannot be loaded ({reason}); give a hub id, a folder that transformers' "
@@ -76,7 +81,8 @@ def active_parameters(decoder: PreTrainedModel) -> int:
 def fingerprint(module: nn.Module) -> str:
     """A hash of a module's weights: of names, shapes and `SAMPLES` evenly spaced values of each tensor.
 
-    Values are rounded to bf16 first, so that the same weights loaded in another floating dtype are the same.
+    Values are rounded to bf16 and then to fp16 first, so that weights kept in 16 bits are the same in whatever floating
+    dtype they are loaded. Weights kept in fp32 are the same in fp32 and bf16, not in fp16; quantized ones never are.
     """
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(module.state_dict().items()):
@@ -85,14 +91,19 @@ def fingerprint(module: nn.Module) -> str:
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         flat = tensor.detach().reshape(-1)
         picks = torch.linspace(0, max(len(flat) - 1, 0), min(SAMPLES, len(flat)), dtype=torch.float64).long()
-        values = flat[picks.to(flat.device)].to("cpu", torch.bfloat16)
+        values = flat[picks.to(flat.device)].cpu().bfloat16().half()
         digest.update(values.contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
 def fast_dtype() -> torch.dtype:
-    """bf16 where this machine multiplies it faster than fp32 (GPUs, CPUs with bf16 instructions), else fp32."""
+    """bf16 where this machine multiplies it faster than fp32 (most GPUs, CPUs with bf16 instructions), else fp32."""
     if torch.cuda.is_available():
-        return torch.bfloat16
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     has = torch.cpu.get_capabilities()
     return torch.bfloat16 if has.get("amx_bf16") or has.get("avx512_bf16") else torch.float32
+
+
+def fast_device() -> torch.device:
+    """Where `fast_dtype` is fast: the GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmlm.decoder import active_parameters, fast_dtype, find_layers, fingerprint, freeze, load_decoder
+from mmlm.decoder import active_parameters, fast_device, fast_dtype, find_layers, fingerprint, freeze, load_decoder
 
 
 def test_a_saved_decoder_is_loaded_as_it_is(tiny_decoder, tokenizer, tmp_path):
@@ -30,6 +30,23 @@ def test_a_decoder_that_is_nowhere_is_refused_with_the_mend(name):
 def test_a_folder_without_a_decoder_is_refused(tmp_path):
     with pytest.raises(ValueError, match="cannot be loaded"):
         load_decoder(tmp_path)
+
+
+def test_a_damaged_decoder_is_refused(tiny_decoder, tokenizer, tmp_path):
+    tiny_decoder().save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"cannot be loaded .*incomplete metadata"):
+        load_decoder(tmp_path)
+
+
+def test_where_the_decoder_is_found_the_tokenizer_is_too(tiny_decoder, tokenizer, tmp_path):
+    tiny_decoder().save_pretrained(tmp_path / "sub")
+    tokenizer.save_pretrained(tmp_path / "sub")
+    decoder, its = load_decoder(tmp_path, subfolder="sub", local_files_only=True, trust_remote_code=False)
+    assert decoder.config.num_hidden_layers == 6
+    assert its.get_vocab() == tokenizer.get_vocab()
 
 
 def test_frozen_modules_are_in_eval_mode_without_gradients(tiny_decoder):
@@ -70,6 +87,16 @@ def test_a_fingerprint_is_of_names_shapes_and_values(tiny_decoder):
     assert fingerprint(decoder.model) != print_
 
 
+@pytest.mark.parametrize("kept", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("loaded", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_a_fingerprint_of_16_bits_is_the_same_in_any_dtype(kept, loaded):
+    """Tiny and huge values too, which the one has and the other has not."""
+    random = torch.Generator().manual_seed(0)
+    values = torch.randn(1024, generator=random) * 10.0 ** torch.randint(-9, 7, (1024,), generator=random)
+    module = torch.nn.ParameterDict({"w": values.to(kept)})
+    assert fingerprint(copy.deepcopy(module).to(loaded)) == fingerprint(module)
+
+
 @given(st.integers(1, 3000), st.data())
 @settings(max_examples=30)
 def test_a_fingerprint_notices_the_first_and_the_last_value(size, data):
@@ -99,3 +126,4 @@ def test_empty_and_whole_numbered_tensors_are_no_matter():
 def test_the_fast_dtype_is_one_that_multiplies():
     x = torch.ones(4, 4, dtype=fast_dtype())
     assert (x @ x == 4).all()
+    assert (x.to(fast_device()) @ x.to(fast_device()) == 4).all()
