@@ -115,7 +115,7 @@ class GatedBlock(nn.Module):
 
         Tokens that see nothing come out bit for bit as they went in.
         """
-        x = hidden.float()
+        x = hidden.to(torch.promote_types(hidden.dtype, torch.float32))  # float64 stays what it is
         x = x + torch.tanh(self.attention_gate) * self.scale * self.attention(self.norm(x), k, v, mask).float()
         x = x + torch.tanh(self.ff_gate) * self.scale * self.feed_forward(self.ff_norm(x)).float()
         x = x.to(hidden.dtype)

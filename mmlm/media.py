@@ -23,6 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 from mmlm.adapter import Adapter
 from vision.encoder import Features, Prepared
 
+HALVES = (torch.bfloat16, torch.float16)  # dtypes of decoders whose gated blocks run under autocast
 KEYS = (
     "pixel_values",
     "media_cells",
@@ -116,7 +117,7 @@ class View:
         """Hidden states [rows, T, D] before a decoder layer -> the same after gated block number `block`."""
         if self.blind:
             return hidden
-        with torch.autocast(hidden.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        with torch.autocast(hidden.device.type, self.dtype, enabled=self.dtype in HALVES):
             k, v = self.keys_values(block, hidden.shape[0] // len(self.index))
             return self.adapter.blocks[block](hidden, k, v, self.mask, self.sees)
 

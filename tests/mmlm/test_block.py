@@ -35,7 +35,7 @@ def seen(block, rows, length):
 @given(
     sees=st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=1, max_size=3),
     gate=st.floats(-3, 3),
-    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float64]),
 )
 @settings(max_examples=40)
 def test_tokens_that_see_nothing_come_out_as_they_went_in(sees, gate, dtype):
@@ -49,11 +49,11 @@ def test_tokens_that_see_nothing_come_out_as_they_went_in(sees, gate, dtype):
     assert torch.isfinite(out).all()
 
 
-@given(scale=st.floats(1e-3, 1e3), dtype=st.sampled_from([torch.float32, torch.bfloat16]))
+@given(scale=st.floats(1e-3, 1e3), dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]))
 @settings(max_examples=20)
 def test_with_gates_shut_all_come_out_as_they_went_in(scale, dtype):
     block = a_block(gate=0.0)
-    hidden = (torch.randn(2, 5, D) * scale).to(dtype)
+    hidden = (torch.randn(2, 5, D, dtype=torch.float64) * scale).to(dtype)
     assert torch.equal(block(hidden, *seen(block, 2, 7), None, None), hidden)
 
 

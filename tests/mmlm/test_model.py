@@ -113,7 +113,7 @@ def test_rows_that_never_reach_their_image_are_blind_and_finite(shared, base, pi
 # -- 2: born exact ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_with_gates_shut_the_logits_are_the_base_decoders(dtype, make_model, tiny_decoder, picture):
     base = tiny_decoder().to(dtype)
     model = make_model(tiny_decoder().to(dtype))
