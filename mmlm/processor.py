@@ -10,6 +10,7 @@ from itertools import accumulate
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase
 
@@ -20,6 +21,8 @@ from vision.pyramid import Pyramid
 
 Message = dict[str, Any]
 Text = str | Sequence[Message]
+
+MESSAGE = "{'role': 'user', 'content': a string, or a list of parts}"
 
 
 @dataclass(frozen=True)
@@ -37,11 +40,18 @@ class Processor:
         tokenizer: the decoder's own; nothing is added to it.
         pyramid, detail: those of the vision encoder.
         mark: what stands for an image in a prompt.
+
+    Raises ValueError for a tokenizer that does not say where in the text its tokens are.
     """
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, pyramid: Pyramid, detail: str = "high", mark: str = "<image>"
     ) -> None:
+        if not tokenizer.is_fast:
+            raise ValueError(
+                f"{type(tokenizer).__name__} does not say where in the text its tokens are: give a fast tokenizer, "
+                "one of the library tokenizers, or a decoder that has one"
+            )
         self.tokenizer, self.pyramid, self.detail, self.mark = tokenizer, pyramid, detail, mark
 
     def __call__(
@@ -75,9 +85,14 @@ class Processor:
         ids, mask, index = self.pad(rows, padding_side)
         return BatchFeature({"input_ids": ids, "attention_mask": mask} | collate(ready, numbers, index))
 
-    def read(self, text: Text, images: int) -> Marked:
-        """One prompt, and how many images it has -> its tokens and what each sees. ValueError if they do not match."""
-        whole = text if isinstance(text, str) else self.chat(text)
+    def read(self, text: Text, images: int, answer: str = "") -> Marked:
+        """One prompt, how many images it has, and its answer if that is known -> its tokens and what each sees.
+
+        ValueError if marks and images do not match.
+        """
+        # what a chat template makes has its special tokens already
+        ready = not isinstance(text, str) and self.tokenizer.chat_template is not None
+        whole = (text if isinstance(text, str) else self.chat(text)) + answer
         marks = whole.count(self.mark)
         if not marks and images:
             whole, marks = self.mark * images + whole, images
@@ -86,10 +101,14 @@ class Processor:
                 f"the prompt has {marks} {self.mark} mark{'s' * (marks != 1)} but {images} "
                 f"image{'s' * (images != 1)} came with it: give one image for each mark ({shorten(whole)!r})"
             )
-        return self.tokenize(whole)
+        return self.tokenize(whole, special=not ready)
 
-    def tokenize(self, whole: str) -> Marked:
-        """Text with marks -> its tokens and, for each, the number of marks before its end, less one."""
+    def tokenize(self, whole: str, special: bool = True) -> Marked:
+        """Text with marks -> its tokens and, for each, the number of marks before its end, less one.
+
+        Args:
+            special: add the special tokens that the tokenizer puts around a text, as the one that begins it.
+        """
         pieces = whole.split(self.mark)
         plain = "".join(pieces)
         if not plain.strip():
@@ -97,8 +116,6 @@ class Processor:
         ends: list[int] = []
         for piece in pieces[:-1]:
             ends.append(len(piece) + (ends[-1] if ends else 0))
-        # a chat's text has its special tokens already
-        special = not is_chat_text(plain, self.tokenizer)
         coded = self.tokenizer(plain, add_special_tokens=special, return_offsets_mapping=True)
         stops = [stop for _, stop in coded["offset_mapping"]]
         # a mark at the very end counts as before the last token: it is the one that foretells what follows
@@ -110,20 +127,43 @@ class Processor:
     def chat(self, messages: Sequence[Message], generate: bool = True) -> str:
         """Chat messages through the decoder's own template, with a mark for each part `{"type": "image"}`.
 
-        Content is a string or a list of parts. Without a chat template the contents stand in lines of their own.
+        Content is a string or a list of parts. Without a chat template the contents stand in lines of their own, and
+        what is generated in the next. `read` is what gives their tokens.
+
+        Raises ValueError for what is no chat, naming the part that is none, and for a chat that the template refuses.
         """
-        if self.tokenizer.chat_template is None:
-            return "\n".join(self.flatten(message)["content"] for message in messages)
+        if not isinstance(messages, list | tuple):
+            raise ValueError(f"{shorten(repr(messages))} is no chat: a chat is a list of messages, [{MESSAGE}, ...]")
         flat = [self.flatten(message) for message in messages]
-        return str(self.tokenizer.apply_chat_template(flat, tokenize=False, add_generation_prompt=generate))
+        if self.tokenizer.chat_template is None:
+            return "\n".join(message["content"] for message in flat) + "\n" * generate
+        try:
+            return str(self.tokenizer.apply_chat_template(flat, tokenize=False, add_generation_prompt=generate))
+        except TemplateError as error:
+            raise ValueError(
+                f"the decoder's chat template refuses the chat ({error}): {shorten(repr(flat))}"
+            ) from error
 
     def flatten(self, message: Message) -> Message:
         """A message whose content is one string, images as marks."""
-        content = message["content"]
-        if isinstance(content, str):
-            return dict(message)
-        parts = [self.mark if part.get("type") == "image" else part.get("text", "") for part in content]
-        return {**message, "content": "".join(parts)}
+        match message:
+            case {"role": str(), "content": str()}:
+                return dict(message)
+            case {"role": str(), "content": list() | tuple() as parts}:
+                return {**message, "content": "".join(map(self.words, parts))}
+        raise ValueError(f"{shorten(repr(message))} is no message of a chat: it must be {MESSAGE}")
+
+    def words(self, part: Any) -> str:
+        """A part of a message as text, an image as its mark."""
+        match part:
+            case {"type": "image"}:
+                return self.mark
+            case {"type": "text", "text": str(text)}:
+                return text
+        raise ValueError(
+            f"{shorten(repr(part))} is no part of a chat message: it must be {{'type': 'image'}} or "
+            "{'type': 'text', 'text': '...'}"
+        )
 
     def pad(self, rows: Sequence[Marked], side: str) -> tuple[Tensor, Tensor, Tensor]:
         """Rows of tokens -> ids, attention mask and media index, each int64 [R, T]."""
@@ -144,12 +184,7 @@ class Processor:
 
 def is_one(text: Any) -> bool:
     """Is it one prompt (a string or a chat), not a list of them?"""
-    return isinstance(text, str) or (bool(text) and isinstance(text[0], dict))
-
-
-def is_chat_text(text: str, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Does the text begin with a special token, as what chat templates make does?"""
-    return text.startswith(tuple(tokenizer.all_special_tokens))
+    return isinstance(text, str | dict) or (bool(text) and isinstance(text[0], dict))
 
 
 def images_of_rows(images: Any, rows: int) -> list[list[Source]]:

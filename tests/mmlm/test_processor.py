@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import processors
+from transformers import ByT5Tokenizer
 
 from mmlm.processor import Processor
 from vision.images import ImageError
@@ -151,7 +152,42 @@ def test_chats_and_strings_may_be_mixed(processor, picture):
 
 def test_without_a_template_a_chat_is_its_lines(tokenizer):
     bare = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer)
-    assert Processor(bare, Pyramid()).chat(CHAT) == "Be brief.\nLook: <image> ok?"
+    assert Processor(bare, Pyramid()).chat(CHAT) == "Be brief.\nLook: <image> ok?\n"
+    assert Processor(bare, Pyramid()).chat(CHAT, generate=False) == "Be brief.\nLook: <image> ok?"
+
+
+@pytest.fixture
+def beginning(tokenizer):
+    """A tokenizer that begins a text with <|start|>, as Llama's does with <s>."""
+    other = type(tokenizer)(
+        tokenizer_object=tokenizer.backend_tokenizer.from_str(tokenizer.backend_tokenizer.to_str()),
+        bos_token="<|start|>",
+    )
+    other.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|start|> $A", special_tokens=[("<|start|>", 258)]
+    )
+    return other
+
+
+@pytest.mark.parametrize(
+    ("template", "starts"),
+    [("{{ bos_token }}{{ messages[0]['content'] }}", 1), ("{{ messages[0]['content'] }}", 0), (None, 1)],
+    ids=["a template that begins the text", "one that does not", "none"],
+)
+def test_a_text_is_begun_once(template, starts, beginning):
+    """A chat template says itself whether the text is begun; elsewhere the tokenizer begins it."""
+    beginning.chat_template = template
+    processor = Processor(beginning, Pyramid())
+    marked = processor.read([{"role": "user", "content": "why?"}], 0)
+    assert marked.ids.count(258) == starts
+    assert processor.read("why?", 0).ids.count(258) == 1
+
+
+def test_an_answer_is_read_with_its_prompt(processor, tokenizer):
+    asked = processor.read(CHAT, 1)
+    both = processor.read(CHAT, 1, "yes")
+    assert both.ids == [*asked.ids, *tokenizer("yes")["input_ids"]]
+    assert both.index == [*asked.index, 0, 0, 0]
 
 
 def test_the_messages_are_left_as_they_were(processor, picture):
@@ -188,6 +224,42 @@ def test_empty_prompts_are_refused(text, processor, picture):
 def test_no_prompt_is_refused(text, processor):
     with pytest.raises(ValueError, match="no prompt: give text="):
         processor(None, text)
+
+
+@pytest.mark.parametrize(
+    ("chat", "words"),
+    [
+        ({"role": "user", "content": "a"}, "is no chat: a chat is a list"),
+        ([{"role": "user"}], r"\{'role': 'user'\} is no message"),
+        ([{"content": "a"}], r"\{'content': 'a'\} is no message"),
+        ([{"role": "user", "content": None}], "'content': None} is no message"),
+        ([{"role": "user", "content": {"type": "image"}}], "is no message"),
+        ([{"role": "user", "content": "a"}, "b"], "'b' is no message"),
+        ([{"role": "user", "content": ["a"]}], "'a' is no part"),
+        ([{"role": "user", "content": [{"type": "video"}]}], r"\{'type': 'video'\} is no part"),
+        ([{"role": "user", "content": [{"type": "text"}]}], r"\{'type': 'text'\} is no part"),
+        ([{"role": "user", "content": [{"type": "text", "text": 7}]}], "'text': 7} is no part"),
+    ],
+    ids=str,
+)
+def test_what_is_no_chat_is_refused_by_its_part(chat, words, processor):
+    with pytest.raises(ValueError, match=words):
+        processor(None, chat)
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ raise_exception('no system!') }}", "{{ messages[7]['content'] }}", "{% if %}"]
+)
+def test_a_chat_that_the_template_refuses_is_refused(template, tokenizer):
+    strict = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer)
+    strict.chat_template = template
+    with pytest.raises(ValueError, match="the decoder's chat template refuses the chat"):
+        Processor(strict, Pyramid())(None, CHAT[:1])
+
+
+def test_a_tokenizer_without_offsets_is_refused():
+    with pytest.raises(ValueError, match="ByT5Tokenizer does not say where in the text its tokens are"):
+        Processor(ByT5Tokenizer(), Pyramid())
 
 
 def test_images_and_prompts_must_match(processor, picture):
