@@ -184,6 +184,8 @@ def plain(error: BaseException) -> str | None:
             return "interrupted: what was finished is kept"
         case MemoryError():
             return one_line(f"out of memory {error}")
+        case RuntimeError() if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for it
+            return one_line(str(error))
         case ModuleNotFoundError():
             return f'{error}; pip install -e ".[quickstart]" brings all that mmlm uses'
         case OSError(filename=str(name), strerror=str(reason)):

@@ -70,7 +70,8 @@ def _open(args: Namespace, images: list[str]):  # type: ignore[no-untyped-def]  
         raise ValueError(f"{RUN}: no such folder; `mmlm quickstart` trains a model into it, --model names another")
     from transformers.utils import logging
 
+    from mmlm.decoder import fast_device
     from mmlm.model import MultimodalLM
 
     logging.disable_progress_bar()
-    return MultimodalLM.from_pretrained(args.model)
+    return MultimodalLM.from_pretrained(args.model).to(fast_device())

@@ -47,6 +47,9 @@ def full(args): raise OSError(errno.ENOSPC, "No space left on device", "runs/toy
 def rust(args): raise Exception('Error while serializing: I/O error: No space left on device (os error 28)')
 def absent(args): import no_such_library
 def memory(args): raise MemoryError
+def gpu(args):
+    import torch
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\\n GPU 0 is full.")
 def interrupt(args): raise KeyboardInterrupt
 def nan(args): raise FloatingPointError("the loss at step 3 is not a number")
 def bug(args): raise KeyError("colour")
@@ -185,6 +188,7 @@ ERRORS = {
     "full": (1, "no space left on the disk for runs/toy/adapter.safetensors: make some, then run this again"),
     "absent": (1, "No module named 'no_such_library'; pip install -e \".[quickstart]\" brings all that mmlm uses"),
     "memory": (1, "out of memory"),
+    "gpu": (1, "CUDA out of memory. Tried to allocate 9 GiB. GPU 0 is full."),
     "nan": (1, "the loss at step 3 is not a number"),
     "interrupt": (130, "interrupted: what was finished is kept"),
 }

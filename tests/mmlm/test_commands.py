@@ -1,12 +1,15 @@
 """The verbs on good and on bad input: an answer on stdout, or one line on stderr that says what is wrong."""
 
+import copy
 import json
 import subprocess
 import sys
+from argparse import Namespace
 
 import pytest
+import torch
 
-from mmlm import cli
+from mmlm import cli, commands
 from mmlm.model import MultimodalLM
 
 HUGE = b"P6 100000 100000 255\n"  # a header that announces more pixels than anyone has
@@ -35,7 +38,7 @@ def run(tmp_path, make_model, tiny_decoder, tokenizer, open_gates, monkeypatch):
     model.config.decoder = str(tmp_path / "decoder")
     model.save_pretrained(tmp_path / "run")
     opened = MultimodalLM.from_pretrained.__func__
-    backbone = model.vision.backbone
+    backbone = copy.deepcopy(model.vision.backbone)
     monkeypatch.setattr(
         MultimodalLM, "from_pretrained", classmethod(lambda cls, name: opened(cls, name, vision=backbone))
     )
@@ -69,6 +72,12 @@ def test_caption_prints_a_line_for_each_image(run, cat, picture, capsys):
     assert cli.main(["caption", cat, "dog.png", "--model", run, "--tokens", "4"]) == 0
     both = capsys.readouterr().out
     assert both.startswith(f"cat.png: {alone}") and "dog.png: " in both
+
+
+def test_the_model_is_moved_to_the_gpu_if_there_is_one(run, monkeypatch):
+    """The meta device stands for it."""
+    monkeypatch.setattr("mmlm.decoder.fast_device", lambda: torch.device("meta"))
+    assert commands._open(Namespace(model=run), []).device.type == "meta"
 
 
 def bad_images(folder, picture):
