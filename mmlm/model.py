@@ -6,12 +6,12 @@ R rows, T text tokens, V vocabulary.
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from threading import Thread
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextIteratorStreamer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mmlm import store, zoo
 from mmlm.adapter import Adapter
@@ -20,6 +20,7 @@ from mmlm.decoder import find_layers, fingerprint, freeze, load_decoder
 from mmlm.media import HALVES, KEYS, View
 from mmlm.processor import Message, Processor, Text, is_one
 from mmlm.splice import Splice
+from mmlm.stream import pieces
 from vision.backbone import load_backbone
 from vision.encoder import VisionEncoder
 from vision.images import Source
@@ -209,24 +210,9 @@ class MultimodalLM(nn.Module):
         return sequences[:, prompt:]
 
     def stream(self, images: Any = None, prompt: Text = "", **kwargs: Any) -> Iterator[str]:
-        """Yields the text of `generate` piece by piece, as it is made."""
-        streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        """Yields the text of `generate` piece by piece, as it is made; when it is read no further, generation ends."""
         batch = self.processor(images, prompt).to(self.device)
-        failed: list[BaseException] = []
-
-        def work() -> None:
-            try:
-                self.generate_tokens(batch, streamer=streamer, **kwargs)
-            except BaseException as error:  # raised again below, in the thread of the one who reads
-                failed.append(error)
-                streamer.end()
-
-        thread = Thread(target=work, daemon=True)
-        thread.start()
-        yield from (piece for piece in streamer if piece)
-        thread.join()
-        if failed:
-            raise failed[0]
+        yield from pieces(partial(self.generate_tokens, batch), self.processor.tokenizer, kwargs)
 
     def ask(self, image: Source, question: str, **kwargs: Any) -> str:
         """The answer to a question about an image."""

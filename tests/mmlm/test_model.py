@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import MaxLengthCriteria
 
 from mmlm.model import NEW_TOKENS, MultimodalLM
 from vision.images import ImageError
@@ -280,6 +282,29 @@ def test_streamed_text_is_generated_text(shared, picture):
         said = shared.generate(picture(seed), "What is it?", **GREEDY | {"max_new_tokens": 30})
         assert "".join(pieces).strip() == said
         assert all(pieces)
+
+
+def test_a_stream_that_nobody_reads_on_ends(tiny_model, picture):
+    passes = []
+    tiny_model.decoder.register_forward_hook(lambda *_: passes.append(1))
+    stream = tiny_model.stream(picture(1), "What is it?", do_sample=False, min_new_tokens=400, max_new_tokens=400)
+    before = set(threading.enumerate())
+    next(stream)
+    (worker,) = set(threading.enumerate()) - before
+    stream.close()
+    worker.join(timeout=20)
+    assert not worker.is_alive() and len(passes) < 400
+
+
+def test_a_stream_heeds_other_reasons_to_stop(shared, picture):
+    stop = MaxLengthCriteria(shared.processor(picture(1), "What is it?")["input_ids"].shape[1] + 4)
+    said = "".join(shared.stream(picture(1), "What is it?", **GREEDY, stopping_criteria=[stop]))
+    assert said.strip() == shared.generate(picture(1), "What is it?", do_sample=False, max_new_tokens=4)
+
+
+def test_a_stream_has_its_own_streamer(shared, picture):
+    with pytest.raises(ValueError, match="streamer= is for generate"):
+        list(shared.stream(picture(1), "What?", streamer=object()))
 
 
 def test_generating_twice_from_one_batch_sees_the_image_twice(shared, picture):
