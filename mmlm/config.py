@@ -1,11 +1,17 @@
 """What an adapter is made of, and what it was made for: all that is saved beside its weights."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
+from math import inf
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin
+
+from vision.pyramid import Level, Pyramid
 
 FORMAT = 1
+FOUND = ("fingerprint", "weights", "hidden", "channels", "format")  # no settings: they follow from the parts, or saving
 
 
 @dataclass
@@ -20,19 +26,21 @@ class AdapterConfig:
     """Revision of the decoder on the hub."""
     fingerprint: dict[str, str] = field(default_factory=dict)
     """Hashes of the frozen weights, by part; loading onto others is refused."""
+    weights: str = ""
+    """Hash of the adapter's own weights, as they lie beside this config; others are refused."""
     layers: list[int] = field(default_factory=list)
     """Decoder layers that have a gated block in front, counted from 0."""
-    hidden: int = 0
+    hidden: int = 64
     """Width of the decoder's hidden states."""
-    heads: int = 0
+    heads: int = 1
     """Query heads of the cross-attention."""
-    kv_heads: int = 0
+    kv_heads: int = 1
     """Key and value heads of the cross-attention; 1 is multi-query attention."""
     head_dim: int = 64
     """Width of one head."""
     ff_factor: float = 3.0
     """Width of a block's feed-forward over the decoder's width."""
-    media_dim: int = 0
+    media_dim: int = 64
     """Width of a media embedding after projection."""
     attend: str = "latest"
     """What a text token sees: the "latest" image before it (Flamingo), or "all" before it."""
@@ -56,12 +64,36 @@ class AdapterConfig:
     """Version of this file's layout."""
 
     def __post_init__(self) -> None:
+        for f in fields(self):
+            if not fits(value := getattr(self, f.name), f.type):
+                kind = f.type.__name__ if isinstance(f.type, type) else f.type
+                raise ValueError(f"{f.name}={value!r}: takes {kind}")
+        for name in ("hidden", "heads", "kv_heads", "head_dim", "ff_factor", "media_dim"):
+            if not 0 < (number := getattr(self, name)) < inf:
+                raise ValueError(f"{name}={number}: must be above 0")
         if self.attend not in ("latest", "all"):
             raise ValueError(f"attend={self.attend!r}: 'latest' or 'all'")
         if self.detail not in ("high", "low", "auto"):
             raise ValueError(f"detail={self.detail!r}: 'high', 'low' or 'auto'")
-        if self.heads and self.kv_heads and self.heads % self.kv_heads:
+        if self.heads % self.kv_heads:
             raise ValueError(f"heads={self.heads} is no multiple of kv_heads={self.kv_heads}")
+        if not self.mark:
+            raise ValueError("mark='': takes what stands for an image in a prompt, as '<image>'")
+        if self.layers != sorted(set(self.layers)) or min(self.layers, default=0) < 0:
+            raise ValueError(f"layers={self.layers}: must be in order, each once, from 0")
+        if min(self.channels, default=1) < 1:
+            raise ValueError(f"channels={self.channels}: must be above 0")
+        _ = self.pyramid
+
+    @property
+    def pyramid(self) -> Pyramid:
+        """The grids that `overview` and `tile` name. ValueError if they do not add up to 85 and 170."""
+        for levels in (self.overview, self.tile):
+            for level in levels:
+                if len(level) != 2:
+                    raise ValueError(f"pyramid: the level {level} is no pair [cells on a side, feature map]")
+        overview, tile = (tuple(Level(*level) for level in levels) for levels in (self.overview, self.tile))
+        return Pyramid(overview, tile)
 
     def save(self, path: Path) -> None:
         """Writes the config as JSON."""
@@ -69,7 +101,7 @@ class AdapterConfig:
 
     @classmethod
     def load(cls, path: Path) -> "AdapterConfig":
-        """Reads a config written by `save`. ValueError if it is none, or of a newer mmlm."""
+        """Reads a config written by `save`. ValueError, naming the file, if it is none, damaged, or of a newer mmlm."""
         try:
             values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             made_by = values.get("format")
@@ -80,7 +112,22 @@ class AdapterConfig:
         if made_by != FORMAT or unknown:
             what = f"fields {unknown}" if unknown else f"format {made_by}"
             raise ValueError(f"{path}: {what} unknown to this mmlm; it was saved by another version: upgrade mmlm")
-        return cls(**values)
+        try:
+            return cls(**values)
+        except ValueError as error:
+            raise ValueError(f"{path}: damaged ({error}); copy it anew") from error
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Is the value what a field's type says? A whole number is a float too; a bool is no number."""
+    inner = get_args(kind)
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(fits(item, inner[0]) for item in value)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and all(fits(item, inner[1]) for item in value.values())
+    if isinstance(kind, UnionType):
+        return any(fits(value, one) for one in inner)
+    return isinstance(value, int | float if kind is float else kind) and isinstance(value, bool) <= (kind is bool)
 
 
 def place_blocks(count: int, every: int | None, start: int | None, layers: list[int] | None) -> list[int]:
@@ -94,15 +141,17 @@ def place_blocks(count: int, every: int | None, start: int | None, layers: list[
     Raises ValueError for layers that are not there.
     """
     if layers is not None:
-        chosen = sorted(set(layers))
-        if not chosen or chosen[0] < 0 or chosen[-1] >= count:
-            raise ValueError(f"layers={layers}: the decoder has layers 0 to {count - 1}; name some of them")
-        return chosen
+        chosen = list(layers) if isinstance(layers, Iterable) else []
+        if not chosen or not all(type(layer) is int and 0 <= layer < count for layer in chosen):
+            raise ValueError(f"layers={layers!r}: the decoder has layers 0 to {count - 1}; name some of them in a list")
+        return sorted(set(chosen))
     if every is None and start is None:
         first = count - max(1, round(count / 3))
         spread = min(4, count - first)
         return sorted({first + round(i * (count - 1 - first) / max(1, spread - 1)) for i in range(spread)})
-    every, start = 4 if every is None else every, start or 0
-    if every < 1 or not 0 <= start < count:
-        raise ValueError(f"every={every}, start={start}: every at least 1, start from 0 to {count - 1}")
+    every, start = 4 if every is None else every, 0 if start is None else start
+    if type(every) is not int or type(start) is not int or every < 1 or not 0 <= start < count:
+        raise ValueError(
+            f"every={every!r}, start={start!r}: whole numbers, every at least 1, start from 0 to {count - 1}"
+        )
     return list(range(start, count, every))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, pad
 from transformers import PreTrainedModel
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, grouped_mm_experts_forward
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 NAME = "padded_mm"
 ROWS = 64
@@ -36,7 +36,7 @@ def padded_experts(self: Experts, hidden: Tensor, top_k_index: Tensor, top_k_wei
     the rows would wait for the device at every layer: transformers' `grouped_mm` needs no count.
     """
     if hidden.device.type != "cpu":
-        return grouped_mm_experts_forward(self, hidden, top_k_index, top_k_weights)
+        return ALL_EXPERTS_FUNCTIONS["grouped_mm"](self, hidden, top_k_index, top_k_weights)
     tokens, k = top_k_index.shape
     expert = top_k_index.reshape(-1)
     order = expert.argsort(stable=True)

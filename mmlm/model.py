@@ -15,16 +15,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mmlm import store, zoo
 from mmlm.adapter import Adapter
-from mmlm.config import AdapterConfig, place_blocks
+from mmlm.config import FOUND, AdapterConfig, place_blocks
 from mmlm.decoder import find_layers, fingerprint, freeze, load_decoder
 from mmlm.media import HALVES, KEYS, View
 from mmlm.processor import Message, Processor, Text, is_one
 from mmlm.splice import Splice
 from mmlm.stream import pieces
-from vision.backbone import load_backbone
+from vision.backbone import MODULE, load_backbone
 from vision.encoder import VisionEncoder
 from vision.images import Source
-from vision.pyramid import Level, Pyramid
 
 NEW_TOKENS = 64  # of an answer, unless generate's keyword arguments say otherwise
 
@@ -40,10 +39,11 @@ class MultimodalLM(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        self.decoder, self.vision = decoder, vision
+        device = next(decoder.parameters()).device
+        self.decoder, self.vision = decoder, vision.to(device)
         freeze(decoder)
         freeze(vision)
-        self.adapter = Adapter(config)
+        self.adapter = Adapter(config).to(device)
         self.processor = Processor(tokenizer, vision.pyramid, vision.detail, config.mark)
         self.splice = Splice(decoder, find_layers(decoder), config.layers)
 
@@ -53,7 +53,7 @@ class MultimodalLM(nn.Module):
     def from_parts(
         cls,
         decoder: str | os.PathLike[str] | nn.Module = zoo.DECODER,
-        vision: str | nn.Module = zoo.VISION,
+        vision: str | os.PathLike[str] | nn.Module = zoo.VISION,
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
         every: int | None = None,
@@ -69,7 +69,7 @@ class MultimodalLM(nn.Module):
 
         Args:
             decoder: hub id, folder, or a built transformers module (then with its `tokenizer`).
-            vision: "timm/NAME", or a timm module made with features_only=True.
+            vision: "timm/NAME", a folder, or a timm module made with features_only=True.
             every, start, layers: which decoder layers get a block in front, as in `place_blocks`; by default four,
                 spread over the last third.
             heads, kv_heads: of the cross-attention; by default the decoder's own.
@@ -82,23 +82,20 @@ class MultimodalLM(nn.Module):
         built, tokenizer, name = _decoder(decoder, tokenizer, revision, decoder_kwargs or {})
         text = built.config.get_text_config()
         d = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        heads = heads or text.num_attention_heads
+        heads = text.num_attention_heads if heads is None else heads
+        kv_heads = getattr(text, "num_key_value_heads", None) or heads if kv_heads is None else kv_heads
         config = AdapterConfig(
             decoder=name,
-            vision=vision if isinstance(vision, str) else "",
             revision=revision,
             layers=place_blocks(text.num_hidden_layers, every, start, layers),
             hidden=text.hidden_size,
             heads=heads,
-            kv_heads=kv_heads or getattr(text, "num_key_value_heads", None) or heads,
+            kv_heads=kv_heads,
             **({"head_dim": d, "media_dim": text.hidden_size} | _known(adapter)),
         )
         encoder = _encoder(config, vision)
-        config.vision = config.vision or encoder.backbone.name
-        config.channels = encoder.channels
-        model = cls(config, built, tokenizer, encoder)
-        model.adapter.to(next(built.parameters()).device)
-        return model
+        config.vision, config.channels = encoder.backbone.name, encoder.channels
+        return cls(config, built, tokenizer, encoder)
 
     @classmethod
     def from_pretrained(
@@ -107,7 +104,7 @@ class MultimodalLM(nn.Module):
         *,
         decoder: str | os.PathLike[str] | nn.Module | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
-        vision: str | nn.Module | None = None,
+        vision: str | os.PathLike[str] | nn.Module | None = None,
         revision: str | None = None,
         decoder_kwargs: dict[str, Any] | None = None,
     ) -> "MultimodalLM":
@@ -122,12 +119,19 @@ class MultimodalLM(nn.Module):
         Raises ValueError for a folder without an adapter, and for frozen weights other than those it was trained on.
         """
         config, weights = store.load(name, revision)
-        built, tokenizer, _ = _decoder(decoder or config.decoder, tokenizer, config.revision, decoder_kwargs or {})
-        encoder = _encoder(config, vision or config.vision)
+        decoder = config.decoder if decoder is None else decoder
+        vision = config.vision if vision is None else vision
+        if decoder == "" or (isinstance(vision, str) and vision.startswith(MODULE)):
+            raise ValueError(
+                f"{name}: this adapter was made on built parts, which its config cannot name: pass "
+                f"{'decoder= and tokenizer=' if decoder == '' else 'vision='}"
+            )
+        built, tokenizer, _ = _decoder(decoder, tokenizer, config.revision, decoder_kwargs or {})
+        encoder = _encoder(config, vision)
         store.check_fingerprint(config, _fingerprints(built, encoder), name)
+        store.check_layers(config, len(find_layers(built)), name)
         model = cls(config, built, tokenizer, encoder)
         store.fill(model.adapter, weights, name)
-        model.adapter.to(next(built.parameters()).device)
         return model.eval()
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
@@ -245,11 +249,11 @@ def casts_kept(device: torch.device) -> Iterator[None]:
 
 
 def _known(adapter: dict[str, Any]) -> dict[str, Any]:
-    """The adapter's settings, if `AdapterConfig` has them all."""
+    """The adapter's settings, if they are `AdapterConfig`'s and for a user to set."""
     from dataclasses import fields
     from difflib import get_close_matches
 
-    names = [field.name for field in fields(AdapterConfig)]
+    names = [field.name for field in fields(AdapterConfig) if field.name not in FOUND]
     for key in adapter:
         if key not in names:
             near = get_close_matches(key, names, n=1)
@@ -280,12 +284,7 @@ def _fingerprints(decoder: nn.Module, vision: VisionEncoder) -> dict[str, str]:
     return {"decoder": fingerprint(decoder), "vision": fingerprint(vision)}
 
 
-def _encoder(config: AdapterConfig, vision: str | nn.Module) -> VisionEncoder:
+def _encoder(config: AdapterConfig, vision: str | os.PathLike[str] | nn.Module) -> VisionEncoder:
     """The frozen eyes that the config describes, around the backbone named or given."""
-    pyramid = Pyramid(
-        overview=tuple(Level(*level) for level in config.overview), tile=tuple(Level(*level) for level in config.tile)
-    )
-    if isinstance(vision, VisionEncoder):
-        return vision
     backbone = zoo.load_default_backbone() if vision == zoo.VISION else load_backbone(vision)
-    return VisionEncoder(backbone, pyramid, config.detail)
+    return VisionEncoder(backbone, config.pyramid, config.detail)

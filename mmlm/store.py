@@ -1,5 +1,6 @@
 """Adapters on disk and on the hub: safetensors, a config and a model card; never a frozen weight."""
 
+import hashlib
 import os
 import tempfile
 from pathlib import Path
@@ -7,8 +8,10 @@ from typing import Any
 
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from mmlm.config import AdapterConfig
@@ -20,8 +23,7 @@ CARD = """\
 ---
 library_name: mmlm
 pipeline_tag: image-text-to-text
-base_model: {decoder}
----
+{base}---
 
 # Adapter for {decoder}
 
@@ -41,16 +43,28 @@ backbone are frozen, and are not in this repository.
 
 
 def save(folder: str | os.PathLike[str], config: AdapterConfig, adapter: nn.Module) -> None:
-    """Writes config, weights and card. Each file is written under another name, then renamed; the weights last."""
+    """Writes config, weights and card, and notes the weights' hash in the config.
+
+    Each file is written under another name, then renamed. Three renames are not one, but a config does not load with
+    other weights than those it was saved with.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     trained = sum(p.numel() for p in adapter.parameters())
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter.state_dict().items()}
-    card = CARD.format(decoder=config.decoder, vision=config.vision, layers=config.layers, trained=trained)
+    data = to_bytes(weights)  # save_file would make a file for its owner alone
+    config.weights = digest(data)
+    card = CARD.format(
+        base=f"base_model: {config.decoder}\n" if is_hub_id(config.decoder) else "",
+        decoder=config.decoder or "a decoder of your own",
+        vision=config.vision,
+        layers=config.layers,
+        trained=trained,
+    )
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as draft:
         config.save(Path(draft, CONFIG))
         Path(draft, "README.md").write_text(card, encoding="utf-8")
-        save_file(weights, Path(draft, WEIGHTS))
+        Path(draft, WEIGHTS).write_bytes(data)
         for name in (CONFIG, "README.md", WEIGHTS):
             os.replace(Path(draft, name), folder / name)
 
@@ -71,10 +85,30 @@ def load(name: str | os.PathLike[str], revision: str | None = None) -> tuple[Ada
                 f"{name}: no such folder, and no adapter of that name could be fetched from the hub; "
                 "`mmlm quickstart` trains one into runs/quickstart"
             ) from error
+    config = AdapterConfig.load(paths[0])
     try:
-        return AdapterConfig.load(paths[0]), load_file(paths[1])
+        weights = load_file(paths[1])
     except SafetensorError as error:
         raise ValueError(f"{paths[1]}: damaged ({error}); copy or train it anew") from error
+    if digest(paths[1].read_bytes()) != config.weights:
+        raise ValueError(
+            f"{paths[1]}: not the weights that {CONFIG} beside it was saved with: one of the two is damaged, "
+            "or of another save; copy both anew, or train again"
+        )
+    return config, weights
+
+
+def digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def is_hub_id(name: str) -> bool:
+    """May the name be a repository's on the hub? A folder's is not."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return bool(name) and not Path(name).exists()
 
 
 def fill(adapter: nn.Module, weights: dict[str, Tensor], name: str | os.PathLike[str]) -> None:
@@ -87,20 +121,33 @@ def fill(adapter: nn.Module, weights: dict[str, Tensor], name: str | os.PathLike
 
 def check_fingerprint(config: AdapterConfig, found: dict[str, str], name: str | os.PathLike[str]) -> None:
     """ValueError if the frozen weights at hand are not those that the adapter was trained on."""
+    if config.fingerprint.keys() != found.keys():
+        parts = " and ".join(found)
+        raise ValueError(f"{name}: {CONFIG} has no fingerprint of {parts}: it is damaged; copy or train it anew")
     for part, wanted in config.fingerprint.items():
         if found[part] != wanted:
             base = {"decoder": config.decoder, "vision": config.vision}[part]
             raise ValueError(
                 f"{name}: trained on other {part} weights than those loaded (fingerprint {wanted[:8]}, "
-                f"found {found[part][:8]}); load it with the {part} it was trained on, {base!r}"
+                f"found {found[part][:8]}); load it with the {part} it was trained on, {base!r}, as it was then: other "
+                "weights may come of a quantized or an fp16 one"
             )
 
 
-def push(repo: str, config: AdapterConfig, adapter: nn.Module, **kwargs: Any) -> str:
-    """Uploads a saved adapter; returns its address."""
-    api = HfApi()
+def check_layers(config: AdapterConfig, count: int, name: str | os.PathLike[str]) -> None:
+    """ValueError if the config puts a block where the decoder, of `count` layers, has none."""
+    if config.layers and config.layers[-1] >= count:
+        raise ValueError(
+            f"{name}: {CONFIG} puts blocks before layers {config.layers}, and the decoder has layers 0 to "
+            f"{count - 1}: it is damaged; copy it anew"
+        )
+
+
+def push(repo: str, config: AdapterConfig, adapter: nn.Module, token: str | None = None, **kwargs: Any) -> str:
+    """Uploads a saved adapter; returns its address. A repo without an owner is the token's."""
+    api = HfApi(token=token)
     address = api.create_repo(repo, exist_ok=True, **kwargs)
     with tempfile.TemporaryDirectory() as folder:
         save(folder, config, adapter)
-        api.upload_folder(repo_id=repo, folder_path=folder)
+        api.upload_folder(repo_id=address.repo_id, folder_path=folder)
     return str(address)

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from vision.tiles import TILE
 
+MODULE = "module/"  # begins the name of a backbone that was given built, and cannot be loaded by name
+
 
 class Backbone(nn.Module):
     """A timm network cut open: a picture in, its feature maps out, the deepest last.
@@ -64,14 +66,14 @@ def load_backbone(vision: str | os.PathLike[str] | nn.Module, *, pretrained: boo
     A folder is one that timm's `save_for_hf` wrote; a module is made with features_only=True.
     A network that takes pictures of one size alone, as many ViTs do, is made for 512x512.
 
-    Raises ValueError for names that timm does not know, weights that cannot be had, and modules that give no feature maps
-    or refuse 512x512 pictures.
+    Raises ValueError for names that timm does not know, weights that cannot be had, and modules that give no feature
+    maps or refuse 512x512 pictures.
     """
     if isinstance(vision, Backbone):
         return vision
     if isinstance(vision, nn.Module):
         cfg = getattr(vision, "default_cfg", None) or getattr(vision, "pretrained_cfg", None) or {}
-        name = f"module/{cfg.get('architecture', type(vision).__name__)}"
+        name = f"{MODULE}{cfg.get('architecture', type(vision).__name__)}"
         return _tried(Backbone(vision, cfg.get("mean", (0.5,) * 3), cfg.get("std", (0.5,) * 3), name))
     name = os.fspath(vision)
     source = f"local-dir:{name}" if os.path.isdir(name) else name.removeprefix("timm/")

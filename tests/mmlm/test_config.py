@@ -3,6 +3,8 @@
 import ast
 import inspect
 import json
+from contextlib import suppress
+from dataclasses import fields
 from itertools import pairwise
 
 import pytest
@@ -55,6 +57,39 @@ def test_impossible_settings_are_refused(fields, words):
         AdapterConfig(**fields)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"layers": None}, "layers=None: takes list"),
+        ({"layers": [3, 1]}, "must be in order"),
+        ({"layers": [-1, 1]}, "from 0"),
+        ({"layers": ["1"]}, "layers="),
+        ({"fingerprint": None}, "fingerprint=None"),
+        ({"fingerprint": {"decoder": 3}}, "fingerprint="),
+        ({"attend": "sideways"}, "attend='sideways'"),
+        ({"attend": ["all"]}, "attend="),
+        ({"heads": True}, "heads=True: takes int"),
+        ({"channels": [8, -8]}, "channels="),
+        ({"overview": [[1, -1]]}, r"pyramid\.overview"),
+        ({"decoder": None}, "decoder=None: takes str"),
+    ],
+    ids=str,
+)
+def test_damaged_configs_are_refused_by_name(change, words, tmp_path):
+    path = tmp_path / "adapter_config.json"
+    AdapterConfig().save(path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=rf"adapter_config\.json: damaged \(.*{words}.*copy it anew"):
+        AdapterConfig.load(path)
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists))
+def test_a_value_of_any_kind_is_taken_or_refused(value):
+    for field in fields(AdapterConfig):
+        with suppress(ValueError):
+            assert getattr(AdapterConfig(**{field.name: value}), field.name) is value
+
+
 def test_every_field_is_documented():
     body = ast.parse(inspect.getsource(AdapterConfig)).body[0].body
     for this, following in pairwise(body):
@@ -91,7 +126,19 @@ def test_a_list_is_taken_in_order_and_once(layers):
 
 @pytest.mark.parametrize(
     ("every", "start", "layers"),
-    [(0, None, None), (-1, 0, None), (4, 6, None), (4, -1, None), (None, None, []), (None, None, [6]), (1, 1, [-1])],
+    [
+        (1.5, None, None),
+        (4, 0.0, None),
+        ("4", None, None),
+        (None, None, "12"),
+        (0, None, None),
+        (-1, 0, None),
+        (4, 6, None),
+        (4, -1, None),
+        (None, None, []),
+        (None, None, [6]),
+        (1, 1, [-1]),
+    ],
 )
 def test_layers_that_are_not_there_are_refused(every, start, layers):
     with pytest.raises(ValueError, match="0 to 5"):

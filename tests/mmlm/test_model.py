@@ -7,12 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
 import pytest
+import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timm.models import save_for_hf
 from transformers import MaxLengthCriteria
 
 from mmlm.model import NEW_TOKENS, MultimodalLM
+from vision.encoder import VisionEncoder
 from vision.images import ImageError
 
 GREEDY = {"max_new_tokens": 10, "do_sample": False}
@@ -347,6 +350,37 @@ def test_another_vision_is_refused_by_name(shared, tiny_decoder, tokenizer, tiny
         MultimodalLM.from_pretrained(tmp_path, decoder=tiny_decoder(), tokenizer=tokenizer, vision=other)
 
 
+def test_another_dtype_is_named_as_the_likely_reason(shared, tiny_decoder, tokenizer, tiny_vision, tmp_path):
+    """Weights kept in fp32 are rounded otherwise on the way to fp16."""
+    shared.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"other decoder weights .*a quantized or an fp16 one"):
+        MultimodalLM.from_pretrained(tmp_path, decoder=tiny_decoder().half(), tokenizer=tokenizer, vision=tiny_vision)
+
+
+def test_an_adapter_on_built_parts_says_which_to_pass(shared, tiny_decoder, tokenizer, tiny_vision, tmp_path):
+    shared.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"{tmp_path}: .*on built parts.*pass decoder= and tokenizer="):
+        MultimodalLM.from_pretrained(tmp_path, vision=tiny_vision)
+    with pytest.raises(ValueError, match=f"{tmp_path}: .*on built parts.*pass vision="):
+        MultimodalLM.from_pretrained(tmp_path, decoder=tiny_decoder(), tokenizer=tokenizer)
+
+
+def test_parts_named_by_folders_are_found_again(tiny_decoder, tokenizer, tmp_path):
+    tiny_decoder().save_pretrained(tmp_path / "decoder")
+    tokenizer.save_pretrained(tmp_path / "decoder")
+    save_for_hf(timm.create_model("test_efficientnet"), tmp_path / "eyes")
+    model = MultimodalLM.from_parts(decoder=tmp_path / "decoder", vision=tmp_path / "eyes")
+    assert (model.config.decoder, model.config.vision) == (str(tmp_path / "decoder"), str(tmp_path / "eyes"))
+    model.save_pretrained(tmp_path / "run")
+    assert MultimodalLM.from_pretrained(tmp_path / "run").config == model.config
+
+
+def test_vision_and_adapter_go_where_the_decoder_is(make_model, tiny_decoder, tiny_vision):
+    model = make_model(tiny_decoder().to("meta"), vision=copy.deepcopy(tiny_vision))
+    for part in (model.vision, model.adapter):
+        assert {tensor.device.type for tensor in (*part.parameters(), *part.buffers())} == {"meta"}
+
+
 # -- who sees what ----------------------------------------------------------------------------------------------------
 
 
@@ -558,12 +592,40 @@ def test_what_fails_while_streaming_is_raised_to_the_reader(shared, picture):
         ({"overview": [[1, -1]]}, "pyramid.overview"),
         ({"tile": [[1, -1], [5, -1], [12, -9]]}, "-9"),
         ({"detail": "huge"}, "detail='huge'"),
+        ({"hidden": 64}, "no setting 'hidden'"),
+        ({"format": 2}, "no setting 'format'"),
+        ({"channels": [3]}, "no setting 'channels'"),
+        ({"overview": [[1]]}, r"the level \[1\]"),
+        ({"overview": [[1, "deep"]]}, "overview="),
+        ({"tile": [[1, -1], [5, -1], [12, 9]]}, "map=9"),
+        ({"tile": [[1, -1], [5, -1], [12, 0]]}, "map=0"),
+        ({"layers": "12"}, "layers='12'"),
+        ({"layers": 3}, "layers=3"),
+        ({"layers": [1.0]}, r"layers=\[1\.0\]"),
+        ({"layers": None, "every": 1.5}, r"every=1\.5"),
+        ({"layers": None, "start": "1"}, "start='1'"),
+        ({"heads": -2}, "heads=-2"),
+        ({"heads": 0}, "heads=0"),
+        ({"heads": 2, "kv_heads": 0}, "kv_heads=0"),
+        ({"head_dim": 0}, "head_dim=0"),
+        ({"head_dim": 8.0}, r"head_dim=8\.0: takes int"),
+        ({"media_dim": 0}, "media_dim=0"),
+        ({"ff_factor": 0}, "ff_factor=0"),
+        ({"ff_factor": float("nan")}, "ff_factor=nan"),
+        ({"mark": ""}, "mark=''"),
+        ({"image_last": "yes"}, "image_last='yes': takes bool"),
     ],
     ids=str,
 )
 def test_settings_that_do_not_fit_are_refused(fields, words, make_model):
     with pytest.raises(ValueError, match=words):
         make_model(**fields)
+
+
+def test_a_given_encoder_is_no_backbone(make_model, tiny_vision):
+    """Its pyramid and detail would not be those of the config."""
+    with pytest.raises(ValueError, match="VisionEncoder gives no feature maps"):
+        make_model(vision=VisionEncoder(tiny_vision, detail="low"))
 
 
 def test_a_built_decoder_needs_its_tokenizer(tiny_decoder):

@@ -2,9 +2,11 @@
 
 import json
 import os
+from typing import ClassVar
 
 import pytest
 import torch
+from huggingface_hub import RepoUrl
 from safetensors.torch import load_file
 
 from mmlm import store
@@ -16,6 +18,11 @@ from mmlm.model import MultimodalLM
 def saved(tiny_model, open_gates, tmp_path):
     open_gates(tiny_model).save_pretrained(tmp_path / "run")
     return tmp_path / "run"
+
+
+@pytest.fixture
+def parts(tiny_decoder, tokenizer, tiny_vision):
+    return {"decoder": tiny_decoder(), "tokenizer": tokenizer, "vision": tiny_vision}
 
 
 def load(folder, tiny_decoder, tokenizer, tiny_vision, **fields):
@@ -44,6 +51,45 @@ def test_the_card_names_them_too(tmp_path):
     store.save(tmp_path, AdapterConfig(decoder="a/decoder", vision="timm/eyes", layers=[3]), torch.nn.Linear(10, 100))
     card = (tmp_path / "README.md").read_text()
     assert "base_model: a/decoder\n" in card and "timm/eyes" in card and "[3]" in card and "1,100" in card
+
+
+@pytest.mark.parametrize(
+    ("decoder", "base"),
+    [("", ""), ("{here}", ""), ("runs/decoder", ""), ("me/moe", "base_model: me/moe\n"), ("/no/such/folder", "")],
+)
+def test_the_card_has_a_base_model_where_the_hub_may_have_one(decoder, base, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "decoder").mkdir(parents=True)
+    store.save(tmp_path, AdapterConfig(decoder=decoder.format(here=tmp_path)), torch.nn.Linear(2, 2))
+    head = (tmp_path / "README.md").read_text().split("---\n")[1]
+    assert head == "library_name: mmlm\npipeline_tag: image-text-to-text\n" + base
+
+
+def test_what_is_pushed_goes_to_the_tokens_owner(tiny_model, monkeypatch):
+    class Hub(store.HfApi):
+        """The hub, but for the network: a repo without an owner is its token's."""
+
+        uploads: ClassVar = []
+
+        def create_repo(self, repo_id, *, exist_ok, private=None):
+            return RepoUrl(f"https://hub/{self.token}/{repo_id}", endpoint="https://hub")
+
+        def upload_folder(self, *, repo_id, folder_path):
+            self.uploads.append((self.token, repo_id, sorted(os.listdir(folder_path))))
+
+    monkeypatch.setattr(store, "HfApi", Hub)
+    assert tiny_model.push_to_hub("cats", token="me", private=True) == "https://hub/me/cats"
+    assert Hub.uploads == [("me", "me/cats", ["README.md", "adapter.safetensors", "adapter_config.json"])]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_files_have_the_umasks_mode(umask, tiny_model, tmp_path):
+    kept = os.umask(umask)
+    try:
+        tiny_model.save_pretrained(tmp_path / "run")
+    finally:
+        os.umask(kept)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "run").iterdir()} == {0o666 & ~umask}
 
 
 def test_saving_again_replaces(saved, tiny_model, open_gates):
@@ -78,6 +124,34 @@ def test_damaged_weights_are_refused(keep, saved, tiny_decoder, tokenizer, tiny_
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(ValueError, match=r"adapter\.safetensors: damaged"):
         load(saved, tiny_decoder, tokenizer, tiny_vision)
+
+
+def test_a_config_and_weights_of_two_saves_are_refused(saved, tiny_model, open_gates, parts):
+    """As a kill between the renames leaves them."""
+    old = (saved / "adapter.safetensors").read_bytes()
+    open_gates(tiny_model, 0.1).save_pretrained(saved)
+    (saved / "adapter.safetensors").write_bytes(old)
+    with pytest.raises(ValueError, match=r"adapter\.safetensors: not the weights that adapter_config\.json beside it"):
+        MultimodalLM.from_pretrained(saved, **parts)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"fingerprint": {}}, "has no fingerprint of decoder and vision"),
+        ({"fingerprint": {"decoder": "abc"}}, "has no fingerprint of decoder and vision"),
+        ({"fingerprint": {"decoder": "a", "vision": "b", "more": "c"}}, "has no fingerprint of decoder and vision"),
+        ({"layers": [1, 3, 99]}, "layers 0 to 5"),
+        ({"layers": None}, "layers=None"),
+    ],
+    ids=str,
+)
+def test_damaged_configs_are_refused_by_name(change, words, saved, parts):
+    path = saved / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=words) as error:
+        MultimodalLM.from_pretrained(saved, **parts)
+    assert str(saved) in str(error.value) and "adapter_config.json" in str(error.value)
 
 
 @pytest.mark.parametrize("change", [{"media_dim": 32}, {"layers": [1, 3]}, {"ff_factor": 1.0}], ids=str)
