@@ -8,10 +8,11 @@ from tqdm import tqdm
 
 from mmlm.media import collate
 from mmlm.model import MultimodalLM
+from mmlm.prefix import Prefixes
 from mmlm.samples import Sample, encode_images
 from vision.features import FeatureCache
 
-BATCH = 64
+BATCH = 128
 
 
 def predict(
@@ -19,6 +20,7 @@ def predict(
     cache: FeatureCache,
     samples: Sequence[Sample],
     *,
+    prefixes: Prefixes | None = None,
     shuffled: bool = False,
     max_new_tokens: int = 32,
     say: str = "evaluating",
@@ -26,6 +28,7 @@ def predict(
     """What the model says to each sample, greedily, in the samples' order, with a progress bar.
 
     Args:
+        prefixes: of the model's decoder, to be shared by calls that ask the same; None: this call's own.
         shuffled: every sample gets the images of another one: a model that looks must do worse.
         max_new_tokens: of an answer, at the most.
         say: what the progress bar says.
@@ -35,16 +38,18 @@ def predict(
         keys = shuffle(keys)
     processor = model.processor
     texts = [processor.tokenize(processor.chat(model.chat(sample.question, len(sample.images)))) for sample in samples]
+    prefixes = prefixes or Prefixes(model.decoder)
     answers = [""] * len(samples)
     by_length = sorted(range(len(samples)), key=lambda i: (sum(map(cache.size, keys[i])), len(texts[i].ids)))
     for start in tqdm(range(0, len(samples), BATCH), desc=say, unit="batch"):
         chosen = by_length[start : start + BATCH]
+        rows = [texts[i] for i in chosen]
         distinct = {key: n for n, key in enumerate(dict.fromkeys(key for i in chosen for key in keys[i]))}
-        ids, mask, index = processor.pad([texts[i] for i in chosen], "left")
+        ids, mask, index = processor.pad(rows, "left")
         media = collate([cache.load(key) for key in distinct], [[distinct[k] for k in keys[i]] for i in chosen], index)
         batch = {"input_ids": ids, "attention_mask": mask} | media
         batch = {name: _to(value, model.device) for name, value in batch.items()}
-        tokens = model.generate_tokens(batch, max_new_tokens=max_new_tokens, do_sample=False)
+        tokens = model.generate_tokens(batch | prefixes.past(rows), max_new_tokens=max_new_tokens, do_sample=False)
         for i, text in zip(chosen, processor.tokenizer.batch_decode(tokens, skip_special_tokens=True), strict=True):
             answers[i] = text.strip()
     return answers

@@ -17,10 +17,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from finetune.below import Below, gives_tensors
 from finetune.config import BatchConfig
-from finetune.prefix import Prefixes
 from mmlm.decoder import find_layers
 from mmlm.media import collate
 from mmlm.model import MultimodalLM
+from mmlm.prefix import Prefixes, blind
 from mmlm.processor import Marked
 from mmlm.samples import Sample, encode_images
 from vision.features import FeatureCache
@@ -44,8 +44,7 @@ class Encoded:
     @property
     def blind(self) -> int:
         """Tokens before the first that sees an image or foretells what is learnt."""
-        seeing = next((place for place, image in enumerate(self.text.index) if image >= 0), len(self.text.ids))
-        return min(seeing, len(self.text.ids) - self.learnt - 1)
+        return blind(self.text, self.learnt)
 
 
 def encode(model: MultimodalLM, cache: FeatureCache, samples: Sequence[Sample], say: str) -> list[Encoded]:

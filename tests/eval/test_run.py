@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from eval import run
 from eval.run import predict, shuffle
+from mmlm.prefix import Prefixes
 from mmlm.samples import Sample
 from vision.features import FeatureCache
 
@@ -80,6 +81,31 @@ def test_samples_of_several_images_and_of_none(model, cache, picture):
     assert said[2] == model.ask(images[2], "this?", max_new_tokens=6, do_sample=False)
     assert said[0] == model.generate(images[:2], model.chat("which?", 2), max_new_tokens=6, do_sample=False)
     assert said[1] == model.generate(None, model.chat("what?", 0), max_new_tokens=6, do_sample=False)
+
+
+@pytest.mark.parametrize("image_last", [False, True])
+def test_answers_are_those_without_prefixes(image_last, make_model, open_gates, cache, samples, picture):
+    """Of all lengths, with an image, two and none; what is blind is computed once for the true and the shuffled."""
+    model = open_gates(make_model(image_last=image_last), 1.5)
+    samples += [
+        Sample("two", (picture(7), picture(8)), "which?", "x"),
+        Sample("none", (), "what is it?", "x"),
+    ]
+    without, prefixes = Prefixes(model.decoder), Prefixes(model.decoder)
+    without.usable = False
+    lengths = []
+    hook = model.decoder.register_forward_pre_hook(
+        lambda _, args, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    for shuffled in (False, True):
+        wanted = predict(model, cache, samples, prefixes=without, shuffled=shuffled, max_new_tokens=6)
+        whole, kept = lengths[0], len(prefixes.kept)
+        lengths.clear()
+        assert predict(model, cache, samples, prefixes=prefixes, shuffled=shuffled, max_new_tokens=6) == wanted
+        assert lengths[0] < whole
+        lengths.clear()
+    hook.remove()
+    assert not without.kept and len(prefixes.kept) == kept > 0
 
 
 keys = st.lists(st.tuples(st.integers(0, 9).map(str)), min_size=1, max_size=40)

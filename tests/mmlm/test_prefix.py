@@ -1,0 +1,71 @@
+"""Prefixes: what is kept of text before the image is what the decoder would make of it again."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmlm import prefix
+from mmlm.prefix import Prefixes, blind
+from mmlm.processor import Marked
+
+
+@pytest.fixture(scope="module")
+def decoder(tiny_decoder):
+    return tiny_decoder()
+
+
+@given(before=st.integers(0, 9), seeing=st.integers(0, 9), learnt=st.integers(0, 9))
+def test_blind_ends_before_the_image_and_before_what_is_foretold(before, seeing, learnt):
+    length = before + seeing
+    if length > learnt:
+        count = blind(Marked(list(range(length)), [-1] * before + [0] * seeing), learnt)
+        assert count == min(before, length - learnt - 1)
+
+
+def test_a_prefix_is_computed_once(decoder):
+    prefixes, runs = Prefixes(decoder), []
+    handle = decoder.model.register_forward_pre_hook(lambda *_: runs.append(1))
+    prefixes.cache([(1, 2, 3), (4, 5), (1, 2, 3)])
+    prefixes.cache([(4, 5)])
+    handle.remove()
+    assert len(runs) == 2 and prefixes.kept.keys() == {(1, 2, 3), (4, 5)}
+
+
+def test_what_is_kept_is_bounded(decoder, monkeypatch):
+    monkeypatch.setattr(prefix, "MOST", 3)
+    prefixes = Prefixes(decoder)
+    for token in range(5):
+        prefixes[token, token]
+    assert list(prefixes.kept) == [(2, 2), (3, 3), (4, 4)]
+
+
+def test_the_rest_of_left_padded_rows_goes_on_as_the_whole(decoder):
+    """Rows of several lengths, with more and fewer blind tokens."""
+    rows = [Marked(list(range(9)), [-1] * 6 + [0] * 3), Marked(list(range(20, 25)), [-1] * 3 + [0, 0])]
+    rows.append(Marked([7, 8], [0, 0]))
+    ids, mask = torch.zeros(3, 9, dtype=torch.int64), torch.zeros(3, 9, dtype=torch.int64)
+    for row, text in enumerate(rows):
+        ids[row, 9 - len(text.ids) :] = torch.tensor(text.ids)
+        mask[row, 9 - len(text.ids) :] = 1
+    places = (mask.cumsum(1) - 1).clamp_min(0)
+    past = Prefixes(decoder).past(rows)
+    width = past["past_key_values"].get_seq_length()
+    assert width == 6, "three tokens of the first row see its image"
+    with torch.no_grad():
+        whole = decoder(input_ids=ids, attention_mask=mask, position_ids=places).logits[:, width:]
+        rest = decoder(input_ids=ids[:, width:], attention_mask=mask, position_ids=places[:, width:], **past).logits
+    for row, text in enumerate(rows):
+        torch.testing.assert_close(rest[row, -len(text.ids) :], whole[row, -len(text.ids) :])
+
+
+def test_where_nothing_is_blind_there_is_no_past(decoder):
+    prefixes = Prefixes(decoder)
+    assert prefixes.past([Marked([1, 2], [0, 0]), Marked([1], [-1])]) == {}
+    prefixes.usable = False
+    assert prefixes.past([Marked([1, 2, 3], [-1, -1, 0])]) == {}
+
+
+def test_decoders_that_keep_more_than_keys_and_values_are_told(tiny_decoder):
+    assert Prefixes(tiny_decoder()).usable
+    assert not Prefixes(tiny_decoder(sliding_window=8)).usable
