@@ -2,17 +2,32 @@
 
 import random
 from collections.abc import Sequence
+from functools import partial
 
-import torch
 from tqdm import tqdm
+from transformers import BatchFeature
 
-from mmlm.media import collate
 from mmlm.model import MultimodalLM
 from mmlm.prefix import Prefixes
-from mmlm.samples import Sample, encode_images
+from mmlm.samples import Sample, asked, encode_images, media_of
 from vision.features import FeatureCache
 
 BATCH = 128
+
+
+def true_and_shuffled(
+    model: MultimodalLM,
+    cache: FeatureCache,
+    samples: Sequence[Sample],
+    keys: Sequence[tuple[str, ...]],
+    *,
+    max_new_tokens: int = 32,
+    say: str = "evaluating",
+) -> tuple[list[str], list[str]]:
+    """What the model says to each sample with its own images, and with another's; arguments as in `predict`."""
+    prefixes = Prefixes(model.decoder)
+    ask = partial(predict, model, cache, samples, keys=keys, prefixes=prefixes, max_new_tokens=max_new_tokens)
+    return ask(say=say), ask(shuffled=True, say=f"{say}, images shuffled")
 
 
 def predict(
@@ -20,6 +35,7 @@ def predict(
     cache: FeatureCache,
     samples: Sequence[Sample],
     *,
+    keys: Sequence[tuple[str, ...]] | None = None,
     prefixes: Prefixes | None = None,
     shuffled: bool = False,
     max_new_tokens: int = 32,
@@ -28,28 +44,29 @@ def predict(
     """What the model says to each sample, greedily, in the samples' order, with a progress bar.
 
     Args:
+        keys: of the samples' images in the cache, from `encode_images`; None: it is called here.
         prefixes: of the model's decoder, to be shared by calls that ask the same; None: this call's own.
         shuffled: every sample gets the images of another one: a model that looks must do worse.
         max_new_tokens: of an answer, at the most.
         say: what the progress bar says.
     """
-    keys = encode_images(cache, samples, f"{say}: images")
+    keys = encode_images(cache, samples, f"{say}: images") if keys is None else keys
     if shuffled:
         keys = shuffle(keys)
     processor = model.processor
-    texts = [processor.tokenize(processor.chat(model.chat(sample.question, len(sample.images)))) for sample in samples]
+    texts = [processor.tokenize(asked(model, sample)) for sample in samples]
     prefixes = prefixes or Prefixes(model.decoder)
     answers = [""] * len(samples)
     by_length = sorted(range(len(samples)), key=lambda i: (sum(map(cache.size, keys[i])), len(texts[i].ids)))
     for start in tqdm(range(0, len(samples), BATCH), desc=say, unit="batch"):
         chosen = by_length[start : start + BATCH]
         rows = [texts[i] for i in chosen]
-        distinct = {key: n for n, key in enumerate(dict.fromkeys(key for i in chosen for key in keys[i]))}
         ids, mask, index = processor.pad(rows, "left")
-        media = collate([cache.load(key) for key in distinct], [[distinct[k] for k in keys[i]] for i in chosen], index)
-        batch = {"input_ids": ids, "attention_mask": mask} | media
-        batch = {name: _to(value, model.device) for name, value in batch.items()}
-        tokens = model.generate_tokens(batch | prefixes.past(rows), max_new_tokens=max_new_tokens, do_sample=False)
+        media = media_of(cache, [keys[i] for i in chosen], index)
+        batch = BatchFeature({"input_ids": ids, "attention_mask": mask} | media).to(model.device)
+        tokens = model.generate_tokens(
+            dict(batch) | prefixes.past(rows), max_new_tokens=max_new_tokens, do_sample=False
+        )
         for i, text in zip(chosen, processor.tokenizer.batch_decode(tokens, skip_special_tokens=True), strict=True):
             answers[i] = text.strip()
     return answers
@@ -62,7 +79,3 @@ def shuffle(keys: Sequence[tuple[str, ...]], seed: int = 0) -> list[tuple[str, .
     random.Random(seed).shuffle(order)
     other = {order[i]: order[i - 1] for i in range(len(order))}
     return [other[key] for key in keys]
-
-
-def _to(value: torch.Tensor | tuple[torch.Tensor, ...], device: torch.device) -> object:
-    return tuple(part.to(device) for part in value) if isinstance(value, tuple) else value.to(device)

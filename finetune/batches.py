@@ -18,11 +18,10 @@ from torch.nn.utils.rnn import pad_sequence
 from finetune.below import Below, gives_tensors
 from finetune.config import BatchConfig
 from mmlm.decoder import find_layers
-from mmlm.media import collate
 from mmlm.model import MultimodalLM
 from mmlm.prefix import Prefixes, blind
 from mmlm.processor import Marked
-from mmlm.samples import Sample, encode_images
+from mmlm.samples import Sample, asked, encode_images, media_of
 from vision.features import FeatureCache
 
 IGNORED = -100  # cross-entropy's mark for what is not learnt
@@ -59,9 +58,8 @@ def encode(model: MultimodalLM, cache: FeatureCache, samples: Sequence[Sample], 
 def dialogue(model: MultimodalLM, sample: Sample) -> tuple[Marked, int]:
     """The sample as the chat that `ask` would send, answered: its tokens, and how many of the last are learnt."""
     processor = model.processor
-    asked = processor.chat(model.chat(sample.question, len(sample.images)))
     end = processor.tokenizer.eos_token or ""
-    marked = processor.tokenize(asked + sample.answer + end)
+    marked = processor.tokenize(asked(model, sample) + sample.answer + end)
     answer = processor.tokenizer(sample.answer + end, add_special_tokens=False)["input_ids"]
     return marked, len(answer)
 
@@ -217,13 +215,11 @@ def batch_of(
     model: MultimodalLM, cache: FeatureCache, chosen: Sequence[Encoded], frozen: FrozenText | None = None
 ) -> dict[str, Any]:
     """Samples -> what `learnt_loss` takes: the model's inputs, `labels` [R, T], and `below` of `FrozenText`."""
-    distinct = {key: number for number, key in enumerate(dict.fromkeys(k for entry in chosen for k in entry.images))}
     batch, rests = text_of(model, chosen, frozen.prefixes if frozen else None)
     ids = batch["input_ids"]
     labels = torch.full_like(ids, IGNORED)
     for row, (entry, rest) in enumerate(zip(chosen, rests, strict=True)):
         end = len(rest.ids)
         labels[row, end - entry.learnt : end] = ids[row, end - entry.learnt : end]
-    rows = [[distinct[key] for key in entry.images] for entry in chosen]
-    media = collate([cache.load(key) for key in distinct], rows, batch.pop("media_index"))
+    media = media_of(cache, [entry.images for entry in chosen], batch.pop("media_index"))
     return batch | media | {"labels": labels, "below": frozen.states(chosen) if frozen else None}

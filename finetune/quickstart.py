@@ -17,7 +17,7 @@ import torch
 
 from eval.captions import caption_scores, exact_match
 from eval.report import Card, write_report
-from eval.run import predict
+from eval.run import true_and_shuffled
 from eval.vqa import accuracy_each, question_prior, vqa_accuracy
 from finetune import config as settings
 from finetune.batches import Batches, Mixture, encode
@@ -29,7 +29,7 @@ from finetune.scenes import CREDIT
 from mmlm import zoo
 from mmlm.decoder import active_parameters
 from mmlm.model import MultimodalLM
-from mmlm.samples import Sample, identity
+from mmlm.samples import Sample, encode_images, identity
 from vision.features import FeatureCache
 
 PACKAGES = ("mmlm-adapter", "torch", "transformers", "timm", "accelerate", "pillow")
@@ -68,8 +68,8 @@ def quickstart(config: QuickstartConfig, folder: Path, *, resume: bool = False, 
                 (captions, "encoding scenes", caption_batch),
             )
         ]
-        for samples, say in ((vqa_test, "encoding easy-VQA's test split"), (captions_test, "encoding held-out scenes")):
-            encode(model, cache, samples, say)
+        vqa_keys = encode_images(cache, vqa_test, "encoding easy-VQA's test split")
+        captions_keys = encode_images(cache, captions_test, "encoding held-out scenes")
     shares = [config.vqa_share, 1 - config.vqa_share]
     with timed(seconds, "train"):
         train(model, Mixture(parts, shares), config.train, folder)
@@ -77,10 +77,8 @@ def quickstart(config: QuickstartConfig, folder: Path, *, resume: bool = False, 
     plot_loss(folder / METRICS, folder / "loss.png")
 
     with timed(seconds, "eval"):
-        vqa_said = predict(model, cache, vqa_test, max_new_tokens=6, say="easy-VQA")
-        vqa_blind = predict(model, cache, vqa_test, shuffled=True, max_new_tokens=6, say="easy-VQA, images shuffled")
-        said = predict(model, cache, captions_test, say="scenes")
-        blind = predict(model, cache, captions_test, shuffled=True, say="scenes, images shuffled")
+        vqa_said, vqa_blind = true_and_shuffled(model, cache, vqa_test, vqa_keys, max_new_tokens=6, say="easy-VQA")
+        said, blind = true_and_shuffled(model, cache, captions_test, captions_keys, say="scenes")
     report = {
         "easy_vqa": vqa_report(easy_vqa("train"), vqa_test, vqa_said, vqa_blind),
         "scenes": caption_report(captions_test, said, blind),

@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eval import run
-from eval.run import predict, shuffle
+from eval.run import predict, shuffle, true_and_shuffled
 from mmlm.prefix import Prefixes
-from mmlm.samples import Sample
+from mmlm.samples import Sample, encode_images
 from vision.features import FeatureCache
 
 
@@ -51,6 +51,13 @@ def test_a_model_that_looks_says_something_else_to_shuffled_images(model, cache,
     shuffled = predict(model, cache, samples, shuffled=True, max_new_tokens=6)
     assert sum(one != other for one, other in zip(true, shuffled, strict=True)) > len(samples) / 2
     assert shuffled == predict(model, cache, samples, shuffled=True, max_new_tokens=6)
+
+
+def test_both_ways_of_asking_open_no_image_again(model, cache, samples, monkeypatch):
+    keys = encode_images(cache, samples, "")
+    wanted = tuple(predict(model, cache, samples, shuffled=shuffled, max_new_tokens=6) for shuffled in (False, True))
+    monkeypatch.setattr(cache, "add", None)
+    assert true_and_shuffled(model, cache, samples, keys, max_new_tokens=6) == wanted
 
 
 def test_a_blind_model_says_the_same(make_model, cache, samples):
