@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
-from finetune.below import Below, gives_tensors
+from finetune.below import Below
 from finetune.config import BatchConfig
-from mmlm.decoder import find_layers
+from mmlm.kept import Parts
 from mmlm.model import MultimodalLM
 from mmlm.prefix import Prefixes, blind
 from mmlm.processor import Marked
@@ -44,6 +44,10 @@ class Encoded:
     def blind(self) -> int:
         """Tokens before the first that sees an image or foretells what is learnt."""
         return blind(self.text, self.learnt)
+
+    def split(self, count: int) -> Parts:
+        """Its tokens: the first `count`, and the rest."""
+        return tuple(self.text.ids[:count]), tuple(self.text.ids[count:])
 
 
 def encode(model: MultimodalLM, cache: FeatureCache, samples: Sequence[Sample], say: str) -> list[Encoded]:
@@ -74,7 +78,7 @@ class Batches:
         self, model: MultimodalLM, cache: FeatureCache, data: Sequence[Encoded], config: BatchConfig, seed: int
     ) -> None:
         self.model, self.cache, self.config, self.seed = model, cache, config, seed
-        self.frozen = FrozenText(model)
+        self.below = Below(model)
         self.by_image: dict[tuple[str, ...], list[Encoded]] = {}
         for entry in data:
             self.by_image.setdefault(entry.images, []).append(entry)
@@ -117,7 +121,7 @@ class Batches:
         return batches
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        return batch_of(self.model, self.cache, self.choose(number), self.frozen)
+        return batch_of(self.model, self.cache, self.choose(number), self.below)
 
 
 def rarity(data: Sequence[Encoded], power: float) -> dict[tuple[str, str], float]:
@@ -160,66 +164,25 @@ def foretelling(labels: Tensor) -> Tensor:
     return pad(labels[:, 1:] != IGNORED, (0, 1))
 
 
-class FrozenText:
-    """What the frozen decoder makes of text, computed once: of text before the image, and below the first block."""
-
-    def __init__(self, model: MultimodalLM) -> None:
-        self.model = model
-        self.decoder = model.decoder.get_decoder()
-        layers, first = find_layers(model.decoder), model.config.layers[0]
-        self.prefixes = Prefixes(model.decoder)
-        usable = first > 0 and self.prefixes.usable and gives_tensors(self.decoder, layers)
-        self.below = Below(layers, first) if usable else None
-
-    def states(self, chosen: Sequence[Encoded]) -> Tensor | None:
-        """Hidden states [R, T, D] before the first block of what `text_of` leaves of the samples; None: not usable."""
-        if self.below is None:
-            return None
-        texts = [tuple(entry.text.ids) for entry in chosen]
-        new = self.below.missing(texts)
-        known = {ids: self.below.kept[ids] for ids in texts if ids in self.below.kept}
-        if new:
-            inputs, rests = text_of(self.model, [chosen[place] for place in new], self.prefixes)
-            inputs.pop("media_index")
-            lengths = [len(rest.ids) for rest in rests]
-            known |= self.below.add(self.decoder, [texts[place] for place in new], lengths, inputs)
-        return pad_sequence([known[ids] for ids in texts], batch_first=True)
-
-
-def text_of(
-    model: MultimodalLM, chosen: Sequence[Encoded], prefixes: Prefixes | None
-) -> tuple[dict[str, Any], list[Marked]]:
-    """Samples -> the text part of a batch, right-padded, and what of each sample's text is in it.
-
-    With `prefixes` the text before the images is not; what the decoder remembers of it is, as `past_key_values`. Such a
-    batch is good for one forward: the decoder adds to what it remembers.
-    """
-    before = [entry.blind if prefixes and prefixes.usable else 0 for entry in chosen]
-    rests = [Marked(entry.text.ids[skip:], entry.text.index[skip:]) for entry, skip in zip(chosen, before, strict=True)]
-    ids, mask, index = model.processor.pad(rests, "right")
-    batch: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "media_index": index}
-    if prefixes and any(before):
-        longest = max(before)
-        skipped = torch.tensor(before)[:, None]
-        batch["past_key_values"] = prefixes.cache(
-            [tuple(entry.text.ids[:skip]) for entry, skip in zip(chosen, before, strict=True)]
-        )
-        batch["position_ids"] = skipped + torch.arange(ids.shape[1])
-        remembered = (torch.arange(longest) >= longest - skipped).long()
-        batch["attention_mask"] = torch.cat([remembered, mask], dim=1)
-        batch["media_index"] = pad(index, (longest, 0), value=-1)
-    return batch, rests
-
-
 def batch_of(
-    model: MultimodalLM, cache: FeatureCache, chosen: Sequence[Encoded], frozen: FrozenText | None = None
+    model: MultimodalLM, cache: FeatureCache, chosen: Sequence[Encoded], below: Below | None = None
 ) -> dict[str, Any]:
-    """Samples -> what `learnt_loss` takes: the model's inputs, `labels` [R, T], and `below` of `FrozenText`."""
-    batch, rests = text_of(model, chosen, frozen.prefixes if frozen else None)
-    ids = batch["input_ids"]
-    labels = torch.full_like(ids, IGNORED)
-    for row, (entry, rest) in enumerate(zip(chosen, rests, strict=True)):
-        end = len(rest.ids)
-        labels[row, end - entry.learnt : end] = ids[row, end - entry.learnt : end]
-    media = media_of(cache, [entry.images for entry in chosen], batch.pop("media_index"))
-    return batch | media | {"labels": labels, "below": frozen.states(chosen) if frozen else None}
+    """Samples -> what `learnt_loss` takes: the model's inputs, right-padded, `labels` [R, T], and states from `below`.
+
+    With `below`, text before the images is left to what the decoder remembers of it; such a batch is good for one
+    forward.
+    """
+    prefixes = below.prefixes if below else Prefixes(model.decoder)
+    skipped = [entry.blind if below and prefixes.usable else 0 for entry in chosen]
+    texts = [entry.split(count) for entry, count in zip(chosen, skipped, strict=True)]
+    batch = prefixes.rests(texts)
+    labels = torch.full_like(batch["input_ids"], IGNORED)
+    index = torch.full_like(batch["attention_mask"], -1)
+    first = index.shape[1] - labels.shape[1]
+    for row, (entry, (_, rest), count) in enumerate(zip(chosen, texts, skipped, strict=True)):
+        learnt = slice(len(rest) - entry.learnt, len(rest))
+        labels[row, learnt] = batch["input_ids"][row, learnt]
+        index[row, first : first + len(rest)] = torch.tensor(entry.text.index[count:])
+    media = media_of(cache, [entry.images for entry in chosen], index)
+    states = pad_sequence(below(texts), batch_first=True) if below and below.usable else None
+    return batch | media | {"labels": labels, "below": states}

@@ -5,7 +5,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmlm import prefix
 from mmlm.prefix import Prefixes, blind
 from mmlm.processor import Marked
 
@@ -23,21 +22,32 @@ def test_blind_ends_before_the_image_and_before_what_is_foretold(before, seeing,
         assert count == min(before, length - learnt - 1)
 
 
-def test_a_prefix_is_computed_once(decoder):
-    prefixes, runs = Prefixes(decoder), []
-    handle = decoder.model.register_forward_pre_hook(lambda *_: runs.append(1))
-    prefixes.cache([(1, 2, 3), (4, 5), (1, 2, 3)])
-    prefixes.cache([(4, 5)])
-    handle.remove()
-    assert len(runs) == 2 and prefixes.kept.keys() == {(1, 2, 3), (4, 5)}
-
-
-def test_what_is_kept_is_bounded(decoder, monkeypatch):
-    monkeypatch.setattr(prefix, "MOST", 3)
+def test_a_row_without_a_prefix_remembers_nothing(decoder):
     prefixes = Prefixes(decoder)
-    for token in range(5):
-        prefixes[token, token]
-    assert list(prefixes.kept) == [(2, 2), (3, 3), (4, 4)]
+    layers = prefixes.cache([(1, 2, 3), ()], 5).layers
+    assert prefixes.kept.keys() == {((1, 2, 3),)}
+    for layer in layers:
+        assert layer.keys.shape[2] == 5 and not layer.keys[1].any() and not layer.keys[0, :, :2].any()
+        assert layer.keys[0, :, 2:].any(-1).all()
+
+
+@given(
+    lengths=st.lists(st.tuples(st.integers(0, 30), st.integers(1, 30)), min_size=1, max_size=5),
+    least=st.integers(0, 40),
+)
+def test_rests_go_on_as_the_whole(decoder, lengths, least):
+    drawn = torch.Generator().manual_seed(sum(map(sum, lengths)))
+    texts = [
+        tuple(tuple(torch.randint(1, 250, (count,), generator=drawn).tolist()) for count in both) for both in lengths
+    ]
+    with torch.no_grad():
+        rests = decoder(
+            **Prefixes(decoder).rests(texts, (least if any(before for before, _ in texts) else 0, least))
+        ).logits
+        assert rests.shape[1] == max(least, *(count for _, count in lengths))
+        for (before, rest), logits in zip(texts, rests, strict=True):
+            whole = decoder(input_ids=torch.tensor([before + rest])).logits[0, len(before) :]
+            torch.testing.assert_close(logits[: len(rest)], whole, rtol=1e-3, atol=1e-3)
 
 
 def test_the_rest_of_left_padded_rows_goes_on_as_the_whole(decoder):
