@@ -70,13 +70,16 @@ def passing_on(layers: Any) -> Iterator[None]:
     def forward(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
         return hidden_states
 
+    own = [vars(layer).get("forward") for layer in layers]  # of layers that accelerate hooked
     for layer in layers:
         layer.forward = forward
     try:
         yield
     finally:
-        for layer in layers:
+        for layer, its in zip(layers, own, strict=True):
             del layer.forward
+            if its is not None:
+                layer.forward = its
 
 
 @torch.no_grad()

@@ -78,6 +78,15 @@ def test_what_is_kept_is_the_rest_of_one_prefix(tiny_model):
     assert [len(states) for states in below([(ids[:5], ids[5:]), ((), ids)])] == [6, 11]
 
 
+def test_what_stood_in_for_a_layers_forward_stands_again(tiny_decoder):
+    """accelerate hooks layers so, to bring their weights in from elsewhere."""
+    layers = find_layers(tiny_decoder())
+    own = layers[0].forward = layers[0].forward
+    with passing_on(layers):
+        assert layers[0].forward is not own
+    assert layers[0].forward is own and "forward" not in vars(layers[1])
+
+
 def test_decoders_of_mixtral_s_kind_can_hand_on(tiny_decoder):
     decoder = tiny_decoder()
     assert gives_tensors(decoder.get_decoder(), find_layers(decoder))
