@@ -51,6 +51,7 @@ class Prefixes(Kept):
         # a row without a prefix takes none of another's, all padding
         kept = zip(rows, self([(ids or longest,) for ids in rows]), strict=True)
         parts = [pad(whole[..., : len(ids), :], (0, 0, width - len(ids), 0)) for ids, whole in kept]
+        parts = [part.to(self.decoder.device) for part in parts]  # which may have moved since they were kept
         cache = DynamicCache()
         for number, layer in enumerate(torch.stack(parts, dim=2)):  # [L, 2, R, K, P, d]
             cache.update(layer[0], layer[1], number)

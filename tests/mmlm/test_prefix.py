@@ -79,3 +79,15 @@ def test_where_nothing_is_blind_there_is_no_past(decoder):
 def test_decoders_that_keep_more_than_keys_and_values_are_told(tiny_decoder):
     assert Prefixes(tiny_decoder()).usable
     assert not Prefixes(tiny_decoder(sliding_window=8)).usable
+
+
+def test_texts_are_where_the_decoder_is(tiny_decoder):
+    """A model may be moved after something was kept. "meta" stands in for a device that this machine may not have."""
+    decoder = tiny_decoder()
+    prefixes = Prefixes(decoder)
+    prefixes.cache([(1, 2, 3)], 3)
+    decoder.to("meta")
+    rests = prefixes.rests([((1, 2, 3), (4,))])
+    cache = rests.pop("past_key_values")
+    assert {tensor.device.type for tensor in rests.values()} == {"meta"}
+    assert {layer.keys.device.type for layer in cache.layers} == {"meta"}
