@@ -73,9 +73,16 @@ def predict(
 
 
 def shuffle(keys: Sequence[tuple[str, ...]], seed: int = 0) -> list[tuple[str, ...]]:
-    """The same images, given to other samples: no distinct image keeps its place, if there are two or more."""
-    distinct = list(dict.fromkeys(keys))
-    order = distinct[:]
-    random.Random(seed).shuffle(order)
-    other = {order[i]: order[i - 1] for i in range(len(order))}
-    return [other[key] for key in keys]
+    """The same images, given to other samples that show as many.
+
+    None keep their place unless no others are as many; a sample without images goes without.
+    """
+    groups: dict[int, list[tuple[str, ...]]] = {}
+    for images in dict.fromkeys(keys):
+        groups.setdefault(len(images), []).append(images)
+    drawn = random.Random(seed)
+    other = {}
+    for group in groups.values():
+        drawn.shuffle(group)
+        other |= {images: group[place - 1] for place, images in enumerate(group)}
+    return [other[images] for images in keys]

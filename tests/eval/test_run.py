@@ -115,15 +115,23 @@ def test_answers_are_those_without_prefixes(image_last, make_model, open_gates, 
     assert not without.kept and len(prefixes.kept) == kept > 0
 
 
-keys = st.lists(st.tuples(st.integers(0, 9).map(str)), min_size=1, max_size=40)
+image = st.integers(0, 9).map(str)
+keys = st.lists(st.lists(image, max_size=3).map(tuple), min_size=1, max_size=40)
 
 
 @given(keys=keys, seed=st.integers(0, 9))
 def test_shuffled_no_image_keeps_its_place(keys, seed):
     shuffled = shuffle(keys, seed)
     assert sorted(set(shuffled)) == sorted(set(keys)), "the same images"
+    assert list(map(len, shuffled)) == list(map(len, keys)), "as many as the prompt has marks"
     assert shuffled == shuffle(keys, seed)
-    if len(set(keys)) > 1:
-        assert all(one != other for one, other in zip(keys, shuffled, strict=True))
     of = dict(zip(keys, shuffled, strict=True))
-    assert [of[key] for key in keys] == shuffled, "samples of one image get one other image"
+    assert [of[images] for images in keys] == shuffled, "samples of one image get one other image"
+    for images, others in of.items():
+        assert images != others or [len(one) for one in of].count(len(images)) == 1
+
+
+def test_a_sample_without_images_is_asked_without_when_others_are_shuffled(model, cache, samples):
+    samples = [Sample("none", (), "what is it?", "x"), *samples]
+    true, shuffled = true_and_shuffled(model, cache, samples, encode_images(cache, samples, ""), max_new_tokens=6)
+    assert true[0] == shuffled[0] and true != shuffled
