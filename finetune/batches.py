@@ -20,7 +20,7 @@ from finetune.config import BatchConfig
 from mmlm.kept import Parts
 from mmlm.model import MultimodalLM
 from mmlm.prefix import Prefixes, blind
-from mmlm.processor import Marked
+from mmlm.processor import Marked, is_chat_text
 from mmlm.samples import Sample, asked, encode_images, media_of
 from vision.features import FeatureCache
 
@@ -60,12 +60,20 @@ def encode(model: MultimodalLM, cache: FeatureCache, samples: Sequence[Sample], 
 
 
 def dialogue(model: MultimodalLM, sample: Sample) -> tuple[Marked, int]:
-    """The sample as the chat that `ask` would send, answered: its tokens, and how many of the last are learnt."""
-    processor = model.processor
-    end = processor.tokenizer.eos_token or ""
-    marked = processor.tokenize(asked(model, sample) + sample.answer + end)
-    answer = processor.tokenizer(sample.answer + end, add_special_tokens=False)["input_ids"]
-    return marked, len(answer)
+    """The sample as the chat that `ask` would send, answered: its tokens, and how many of the last are learnt.
+
+    ValueError for a mark in the words of question or answer: it would stand for an image that is not there.
+    """
+    tokenizer, mark = model.processor.tokenizer, model.processor.mark
+    if mark in sample.answer:
+        raise ValueError(f"sample {sample.id!r}: its answer has {mark} in its words; take it out")
+    prompt = asked(model, sample)
+    whole = prompt + sample.answer + (tokenizer.eos_token or "")
+    plain = whole.replace(mark, "")
+    coded = tokenizer(plain, add_special_tokens=not is_chat_text(plain, tokenizer), return_offsets_mapping=True)
+    stops = [stop for _, stop in coded["offset_mapping"]]
+    first = next((place for place, stop in enumerate(stops) if stop > len(prompt.replace(mark, ""))), len(stops))
+    return model.processor.tokenize(whole), len(stops) - first
 
 
 class Batches:
@@ -80,7 +88,7 @@ class Batches:
         self.model, self.cache, self.config, self.seed = model, cache, config, seed
         self.below = Below(model)
         self.by_image: dict[tuple[str, ...], list[Encoded]] = {}
-        for entry in data:
+        for entry in sorted(data, key=lambda entry: (entry.question, entry.answer)):
             self.by_image.setdefault(entry.images, []).append(entry)
         self.weights = rarity(data, config.balance)
         self.length = {
@@ -143,6 +151,8 @@ class Mixture:
 
     def __init__(self, parts: Sequence[Batches], shares: Sequence[float]) -> None:
         self.parts, self.shares = parts, [share / sum(shares) for share in shares]
+        self.counts = [0] * len(parts)
+        self.places: list[tuple[int, int]] = []  # of the batches so far
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         part, place = self.locate(number)
@@ -150,13 +160,13 @@ class Mixture:
 
     def locate(self, number: int) -> tuple[int, int]:
         """Which part batch `number` is from, and its number there: the part whose count lags most behind its share."""
-        counts = [0] * len(self.parts)
-        part = 0
-        for step in range(number + 1):
-            lag = [share * (step + 1) - count for share, count in zip(self.shares, counts, strict=True)]
+        while len(self.places) <= number:
+            drawn = len(self.places) + 1
+            lag = [share * drawn - count for share, count in zip(self.shares, self.counts, strict=True)]
             part = lag.index(max(lag))
-            counts[part] += 1
-        return part, counts[part] - 1
+            self.places.append((part, self.counts[part]))
+            self.counts[part] += 1
+        return self.places[number]
 
 
 def foretelling(labels: Tensor) -> Tensor:
