@@ -81,7 +81,7 @@ def shuffle(keys: Sequence[tuple[str, ...]], seed: int = 0) -> list[tuple[str, .
     for images in dict.fromkeys(keys):
         groups.setdefault(len(images), []).append(images)
     drawn = random.Random(seed)
-    other = {}
+    other: dict[tuple[str, ...], tuple[str, ...]] = {}
     for group in groups.values():
         drawn.shuffle(group)
         other |= {images: group[place - 1] for place, images in enumerate(group)}
