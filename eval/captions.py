@@ -1,7 +1,8 @@
 """Caption scores on the scale of the COCO caption evaluation: CIDEr-D, BLEU-1..4, ROUGE-L and exact match.
 
-The numbers are those of pycocoevalcap (arXiv:1504.00325) within 1e-6, tokenizer included (eval/ptb.py), so they stand
-beside published ones. All take plain captions; `references` holds, for each sample, one caption or several.
+On ordinary captions the numbers are those of pycocoevalcap (arXiv:1504.00325) within 1e-6, tokenizer included, so they
+stand beside published ones; eval/ptb.py says which captions it splits otherwise. All take plain captions; `references`
+holds, for each sample, one caption or several.
 """
 
 import math

@@ -1,8 +1,11 @@
 """Words of a caption as the COCO evaluation counts them: lower-case Penn Treebank tokens without punctuation.
 
-The evaluation server of COCO (Chen et al. 2015, arXiv:1504.00325) tokenizes with a Java program; this is what it does
-to ordinary English captions, in plain Python: contractions are split ("don't" -> do n't, "dog's" -> dog 's), words with
+The evaluation server of COCO (Chen et al. 2015, arXiv:1504.00325) tokenizes with a Java program; this does the same to
+ordinary English captions, in plain Python: contractions are split ("don't" -> do n't, "dog's" -> dog 's), words with
 hyphens and numbers with commas, points or colons stay whole, punctuation goes (but brackets stay, as -lrb- and -rrb-).
+
+It has none of the program's lists and special cases, and so differs from it in abbreviations with a point ("st."),
+slashed words ("and/or"), e-mail addresses and URLs, "gonna" (gon na) and its like, currency signs, fractions, "&amp;".
 """
 
 import re

@@ -2,16 +2,32 @@
 
 import random
 from collections.abc import Sequence
+from functools import partial
 
-import torch
 from tqdm import tqdm
+from transformers import BatchFeature
 
-from mmlm.media import collate
 from mmlm.model import MultimodalLM
-from mmlm.samples import Sample, encode_images
+from mmlm.prefix import Prefixes
+from mmlm.samples import Sample, asked, encode_images, media_of
 from vision.features import FeatureCache
 
-BATCH = 64
+BATCH = 128
+
+
+def true_and_shuffled(
+    model: MultimodalLM,
+    cache: FeatureCache,
+    samples: Sequence[Sample],
+    keys: Sequence[tuple[str, ...]],
+    *,
+    max_new_tokens: int = 32,
+    say: str = "evaluating",
+) -> tuple[list[str], list[str]]:
+    """What the model says to each sample with its own images, and with another's; arguments as in `predict`."""
+    prefixes = Prefixes(model.decoder)
+    ask = partial(predict, model, cache, samples, keys=keys, prefixes=prefixes, max_new_tokens=max_new_tokens)
+    return ask(say=say), ask(shuffled=True, say=f"{say}, images shuffled")
 
 
 def predict(
@@ -19,6 +35,8 @@ def predict(
     cache: FeatureCache,
     samples: Sequence[Sample],
     *,
+    keys: Sequence[tuple[str, ...]] | None = None,
+    prefixes: Prefixes | None = None,
     shuffled: bool = False,
     max_new_tokens: int = 32,
     say: str = "evaluating",
@@ -26,38 +44,45 @@ def predict(
     """What the model says to each sample, greedily, in the samples' order, with a progress bar.
 
     Args:
+        keys: of the samples' images in the cache, from `encode_images`; None: it is called here.
+        prefixes: of the model's decoder, to be shared by calls that ask the same; None: this call's own.
         shuffled: every sample gets the images of another one: a model that looks must do worse.
         max_new_tokens: of an answer, at the most.
         say: what the progress bar says.
     """
-    keys = encode_images(cache, samples, f"{say}: images")
+    keys = encode_images(cache, samples, f"{say}: images") if keys is None else keys
     if shuffled:
         keys = shuffle(keys)
     processor = model.processor
-    texts = [processor.tokenize(processor.chat(model.chat(sample.question, len(sample.images)))) for sample in samples]
+    texts = [processor.tokenize(asked(model, sample)) for sample in samples]
+    prefixes = prefixes or Prefixes(model.decoder)
     answers = [""] * len(samples)
     by_length = sorted(range(len(samples)), key=lambda i: (sum(map(cache.size, keys[i])), len(texts[i].ids)))
     for start in tqdm(range(0, len(samples), BATCH), desc=say, unit="batch"):
         chosen = by_length[start : start + BATCH]
-        distinct = {key: n for n, key in enumerate(dict.fromkeys(key for i in chosen for key in keys[i]))}
-        ids, mask, index = processor.pad([texts[i] for i in chosen], "left")
-        media = collate([cache.load(key) for key in distinct], [[distinct[k] for k in keys[i]] for i in chosen], index)
-        batch = {"input_ids": ids, "attention_mask": mask} | media
-        batch = {name: _to(value, model.device) for name, value in batch.items()}
-        tokens = model.generate_tokens(batch, max_new_tokens=max_new_tokens, do_sample=False)
+        rows = [texts[i] for i in chosen]
+        ids, mask, index = processor.pad(rows, "left")
+        media = media_of(cache, [keys[i] for i in chosen], index)
+        batch = BatchFeature({"input_ids": ids, "attention_mask": mask} | media).to(model.device)
+        tokens = model.generate_tokens(
+            dict(batch) | prefixes.past(rows), max_new_tokens=max_new_tokens, do_sample=False
+        )
         for i, text in zip(chosen, processor.tokenizer.batch_decode(tokens, skip_special_tokens=True), strict=True):
             answers[i] = text.strip()
     return answers
 
 
 def shuffle(keys: Sequence[tuple[str, ...]], seed: int = 0) -> list[tuple[str, ...]]:
-    """The same images, given to other samples: no distinct image keeps its place, if there are two or more."""
-    distinct = list(dict.fromkeys(keys))
-    order = distinct[:]
-    random.Random(seed).shuffle(order)
-    other = {order[i]: order[i - 1] for i in range(len(order))}
-    return [other[key] for key in keys]
+    """The same images, given to other samples that show as many.
 
-
-def _to(value: torch.Tensor | tuple[torch.Tensor, ...], device: torch.device) -> object:
-    return tuple(part.to(device) for part in value) if isinstance(value, tuple) else value.to(device)
+    None keep their place unless no others are as many; a sample without images goes without.
+    """
+    groups: dict[int, list[tuple[str, ...]]] = {}
+    for images in dict.fromkeys(keys):
+        groups.setdefault(len(images), []).append(images)
+    drawn = random.Random(seed)
+    other: dict[tuple[str, ...], tuple[str, ...]] = {}
+    for group in groups.values():
+        drawn.shuffle(group)
+        other |= {images: group[place - 1] for place, images in enumerate(group)}
+    return [other[images] for images in keys]

@@ -15,14 +15,13 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
-from finetune.below import Below, gives_tensors
+from finetune.below import Below
 from finetune.config import BatchConfig
-from finetune.prefix import Prefixes
-from mmlm.decoder import find_layers
-from mmlm.media import collate
+from mmlm.kept import Parts
 from mmlm.model import MultimodalLM
-from mmlm.processor import Marked
-from mmlm.samples import Sample, encode_images
+from mmlm.prefix import Prefixes, blind
+from mmlm.processor import Marked, is_chat_text
+from mmlm.samples import Sample, asked, encode_images, media_of
 from vision.features import FeatureCache
 
 IGNORED = -100  # cross-entropy's mark for what is not learnt
@@ -44,8 +43,11 @@ class Encoded:
     @property
     def blind(self) -> int:
         """Tokens before the first that sees an image or foretells what is learnt."""
-        seeing = next((place for place, image in enumerate(self.text.index) if image >= 0), len(self.text.ids))
-        return min(seeing, len(self.text.ids) - self.learnt - 1)
+        return blind(self.text, self.learnt)
+
+    def split(self, count: int) -> Parts:
+        """Its tokens: the first `count`, and the rest."""
+        return tuple(self.text.ids[:count]), tuple(self.text.ids[count:])
 
 
 def encode(model: MultimodalLM, cache: FeatureCache, samples: Sequence[Sample], say: str) -> list[Encoded]:
@@ -58,13 +60,20 @@ def encode(model: MultimodalLM, cache: FeatureCache, samples: Sequence[Sample], 
 
 
 def dialogue(model: MultimodalLM, sample: Sample) -> tuple[Marked, int]:
-    """The sample as the chat that `ask` would send, answered: its tokens, and how many of the last are learnt."""
-    processor = model.processor
-    asked = processor.chat(model.chat(sample.question, len(sample.images)))
-    end = processor.tokenizer.eos_token or ""
-    marked = processor.tokenize(asked + sample.answer + end)
-    answer = processor.tokenizer(sample.answer + end, add_special_tokens=False)["input_ids"]
-    return marked, len(answer)
+    """The sample as the chat that `ask` would send, answered: its tokens, and how many of the last are learnt.
+
+    ValueError for a mark in the words of question or answer: it would stand for an image that is not there.
+    """
+    tokenizer, mark = model.processor.tokenizer, model.processor.mark
+    if mark in sample.answer:
+        raise ValueError(f"sample {sample.id!r}: its answer has {mark} in its words; take it out")
+    prompt = asked(model, sample)
+    whole = prompt + sample.answer + (tokenizer.eos_token or "")
+    plain = whole.replace(mark, "")
+    coded = tokenizer(plain, add_special_tokens=not is_chat_text(plain, tokenizer), return_offsets_mapping=True)
+    stops = [stop for _, stop in coded["offset_mapping"]]
+    first = next((place for place, stop in enumerate(stops) if stop > len(prompt.replace(mark, ""))), len(stops))
+    return model.processor.tokenize(whole), len(stops) - first
 
 
 class Batches:
@@ -77,9 +86,9 @@ class Batches:
         self, model: MultimodalLM, cache: FeatureCache, data: Sequence[Encoded], config: BatchConfig, seed: int
     ) -> None:
         self.model, self.cache, self.config, self.seed = model, cache, config, seed
-        self.frozen = FrozenText(model)
+        self.below = Below(model)
         self.by_image: dict[tuple[str, ...], list[Encoded]] = {}
-        for entry in data:
+        for entry in sorted(data, key=lambda entry: (entry.question, entry.answer)):
             self.by_image.setdefault(entry.images, []).append(entry)
         self.weights = rarity(data, config.balance)
         self.length = {
@@ -120,7 +129,7 @@ class Batches:
         return batches
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        return batch_of(self.model, self.cache, self.choose(number), self.frozen)
+        return batch_of(self.model, self.cache, self.choose(number), self.below)
 
 
 def rarity(data: Sequence[Encoded], power: float) -> dict[tuple[str, str], float]:
@@ -142,6 +151,8 @@ class Mixture:
 
     def __init__(self, parts: Sequence[Batches], shares: Sequence[float]) -> None:
         self.parts, self.shares = parts, [share / sum(shares) for share in shares]
+        self.counts = [0] * len(parts)
+        self.places: list[tuple[int, int]] = []  # of the batches so far
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         part, place = self.locate(number)
@@ -149,13 +160,13 @@ class Mixture:
 
     def locate(self, number: int) -> tuple[int, int]:
         """Which part batch `number` is from, and its number there: the part whose count lags most behind its share."""
-        counts = [0] * len(self.parts)
-        part = 0
-        for step in range(number + 1):
-            lag = [share * (step + 1) - count for share, count in zip(self.shares, counts, strict=True)]
+        while len(self.places) <= number:
+            drawn = len(self.places) + 1
+            lag = [share * drawn - count for share, count in zip(self.shares, self.counts, strict=True)]
             part = lag.index(max(lag))
-            counts[part] += 1
-        return part, counts[part] - 1
+            self.places.append((part, self.counts[part]))
+            self.counts[part] += 1
+        return self.places[number]
 
 
 def foretelling(labels: Tensor) -> Tensor:
@@ -163,68 +174,25 @@ def foretelling(labels: Tensor) -> Tensor:
     return pad(labels[:, 1:] != IGNORED, (0, 1))
 
 
-class FrozenText:
-    """What the frozen decoder makes of text, computed once: of text before the image, and below the first block."""
-
-    def __init__(self, model: MultimodalLM) -> None:
-        self.model = model
-        self.decoder = model.decoder.get_decoder()
-        layers, first = find_layers(model.decoder), model.config.layers[0]
-        self.prefixes = Prefixes(model.decoder)
-        usable = first > 0 and self.prefixes.usable and gives_tensors(self.decoder, layers)
-        self.below = Below(layers, first) if usable else None
-
-    def states(self, chosen: Sequence[Encoded]) -> Tensor | None:
-        """Hidden states [R, T, D] before the first block of what `text_of` leaves of the samples; None: not usable."""
-        if self.below is None:
-            return None
-        texts = [tuple(entry.text.ids) for entry in chosen]
-        new = self.below.missing(texts)
-        known = {ids: self.below.kept[ids] for ids in texts if ids in self.below.kept}
-        if new:
-            inputs, rests = text_of(self.model, [chosen[place] for place in new], self.prefixes)
-            inputs.pop("media_index")
-            lengths = [len(rest.ids) for rest in rests]
-            known |= self.below.add(self.decoder, [texts[place] for place in new], lengths, inputs)
-        return pad_sequence([known[ids] for ids in texts], batch_first=True)
-
-
-def text_of(
-    model: MultimodalLM, chosen: Sequence[Encoded], prefixes: Prefixes | None
-) -> tuple[dict[str, Any], list[Marked]]:
-    """Samples -> the text part of a batch, right-padded, and what of each sample's text is in it.
-
-    With `prefixes` the text before the images is not; what the decoder remembers of it is, as `past_key_values`. Such a
-    batch is good for one forward: the decoder adds to what it remembers.
-    """
-    before = [entry.blind if prefixes and prefixes.usable else 0 for entry in chosen]
-    rests = [Marked(entry.text.ids[skip:], entry.text.index[skip:]) for entry, skip in zip(chosen, before, strict=True)]
-    ids, mask, index = model.processor.pad(rests, "right")
-    batch: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "media_index": index}
-    if prefixes and any(before):
-        longest = max(before)
-        skipped = torch.tensor(before)[:, None]
-        batch["past_key_values"] = prefixes.cache(
-            [tuple(entry.text.ids[:skip]) for entry, skip in zip(chosen, before, strict=True)]
-        )
-        batch["position_ids"] = skipped + torch.arange(ids.shape[1])
-        remembered = (torch.arange(longest) >= longest - skipped).long()
-        batch["attention_mask"] = torch.cat([remembered, mask], dim=1)
-        batch["media_index"] = pad(index, (longest, 0), value=-1)
-    return batch, rests
-
-
 def batch_of(
-    model: MultimodalLM, cache: FeatureCache, chosen: Sequence[Encoded], frozen: FrozenText | None = None
+    model: MultimodalLM, cache: FeatureCache, chosen: Sequence[Encoded], below: Below | None = None
 ) -> dict[str, Any]:
-    """Samples -> what `learnt_loss` takes: the model's inputs, `labels` [R, T], and `below` of `FrozenText`."""
-    distinct = {key: number for number, key in enumerate(dict.fromkeys(k for entry in chosen for k in entry.images))}
-    batch, rests = text_of(model, chosen, frozen.prefixes if frozen else None)
-    ids = batch["input_ids"]
-    labels = torch.full_like(ids, IGNORED)
-    for row, (entry, rest) in enumerate(zip(chosen, rests, strict=True)):
-        end = len(rest.ids)
-        labels[row, end - entry.learnt : end] = ids[row, end - entry.learnt : end]
-    rows = [[distinct[key] for key in entry.images] for entry in chosen]
-    media = collate([cache.load(key) for key in distinct], rows, batch.pop("media_index"))
-    return batch | media | {"labels": labels, "below": frozen.states(chosen) if frozen else None}
+    """Samples -> what `learnt_loss` takes: the model's inputs, right-padded, `labels` [R, T], and states from `below`.
+
+    With `below`, text before the images is left to what the decoder remembers of it; such a batch is good for one
+    forward.
+    """
+    prefixes = below.prefixes if below else Prefixes(model.decoder)
+    skipped = [entry.blind if below and prefixes.usable else 0 for entry in chosen]
+    texts = [entry.split(count) for entry, count in zip(chosen, skipped, strict=True)]
+    batch = prefixes.rests(texts)
+    labels = torch.full_like(batch["input_ids"], IGNORED)
+    index = torch.full_like(batch["attention_mask"], -1)
+    first = index.shape[1] - labels.shape[1]
+    for row, (entry, (_, rest), count) in enumerate(zip(chosen, texts, skipped, strict=True)):
+        learnt = slice(len(rest) - entry.learnt, len(rest))
+        labels[row, learnt] = batch["input_ids"][row, learnt]
+        index[row, first : first + len(rest)] = torch.tensor(entry.text.index[count:])
+    media = media_of(cache, [entry.images for entry in chosen], index)
+    states = pad_sequence(below(texts), batch_first=True) if below and below.usable else None
+    return batch | media | {"labels": labels, "below": states}

@@ -4,43 +4,33 @@ A sample that comes again, or another with the same question and answer, costs t
 others. R rows, T text tokens, D width.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mmlm.decoder import find_layers
+from mmlm.kept import Kept, Parts
+from mmlm.model import MultimodalLM
+from mmlm.prefix import Prefixes
+
 MOST = 4096  # texts kept; one of 9 tokens takes 10 kB with SmolLM2
 
 
-class Below:
-    """Hidden states before the layer of the first block, kept once computed.
+class Below(Kept):
+    """Hidden states [T, D] of rests of texts (prefix, rest) before the layer of the model's first block."""
 
-    Args:
-        layers: the decoder's.
-        first: number of the layer that has the first block in front.
-    """
+    def __init__(self, model: MultimodalLM) -> None:
+        super().__init__(MOST)
+        self.decoder = model.decoder.get_decoder()
+        self.layers, self.first = find_layers(model.decoder), model.config.layers[0]
+        self.prefixes = Prefixes(model.decoder)
+        self.usable = self.first > 0 and self.prefixes.usable and gives_tensors(self.decoder, self.layers)
 
-    def __init__(self, layers: nn.ModuleList, first: int) -> None:
-        self.layers, self.first = layers, first
-        self.kept: dict[tuple[int, ...], Tensor] = {}  # the oldest first
-
-    def missing(self, texts: Sequence[tuple[int, ...]]) -> list[int]:
-        """Places in `texts` of those that are not kept, each text once."""
-        new = {ids: place for place, ids in enumerate(texts) if ids not in self.kept}
-        return sorted(new.values())
-
-    @torch.no_grad()
-    def add(
-        self, decoder: nn.Module, texts: Sequence[tuple[int, ...]], lengths: Sequence[int], inputs: Any
-    ) -> dict[tuple[int, ...], Tensor]:
-        """Computes, keeps and returns the states of the last `lengths[i]` tokens of each of `texts`.
-
-        Args:
-            decoder: without its output embedding.
-            inputs: the texts as the decoder takes them, right-padded.
-        """
+    def compute(self, texts: Sequence[Parts], widths: Sequence[int]) -> Iterable[Tensor]:
+        inputs = self.prefixes.rests(texts, widths)  # may run all layers
         seen: list[Tensor] = []
 
         def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -48,15 +38,11 @@ class Below:
 
         handle = self.layers[self.first].register_forward_pre_hook(keep, with_kwargs=True)
         try:
-            with passing_on(self.layers[self.first + 1 :]):
-                decoder(**inputs)
+            with passing_on(self.layers[self.first :]):
+                self.decoder(**inputs)
         finally:
             handle.remove()
-        made = {ids: states[:length].clone() for ids, length, states in zip(texts, lengths, seen[0], strict=True)}
-        self.kept |= made
-        while len(self.kept) > MOST:
-            del self.kept[next(iter(self.kept))]
-        return made
+        return [states[: len(rest)].clone() for (_, rest), states in zip(texts, seen[0], strict=True)]
 
 
 @contextmanager
@@ -84,13 +70,16 @@ def passing_on(layers: Any) -> Iterator[None]:
     def forward(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
         return hidden_states
 
+    own = [vars(layer).get("forward") for layer in layers]  # of layers that accelerate hooked
     for layer in layers:
         layer.forward = forward
     try:
         yield
     finally:
-        for layer in layers:
+        for layer, its in zip(layers, own, strict=True):
             del layer.forward
+            if its is not None:
+                layer.forward = its
 
 
 @torch.no_grad()

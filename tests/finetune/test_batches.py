@@ -1,5 +1,6 @@
 """Batches: what is drawn depends on the seed and the number alone, and what is learnt is the answer alone."""
 
+import copy
 from collections import Counter
 from dataclasses import replace
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import pre_tokenizers
 
 from finetune.batches import IGNORED, Batches, Encoded, Mixture, batch_of, dialogue, encode, rarity
 from finetune.config import BatchConfig
@@ -38,7 +40,7 @@ def test_a_batch_depends_on_its_number_alone(make):
 
 
 def test_a_batch_depends_on_no_order_of_the_data(tiny_model, cache, encoded):
-    data, config = encoded(7, 1), BatchConfig(2, 1)
+    data, config = encoded(7, 3), BatchConfig(2, 1)
     one, other = (Batches(tiny_model, cache, mine, config, 0) for mine in (data, data[::-1]))
     assert drawn(one, range(8)) == drawn(other, range(8))
 
@@ -96,6 +98,24 @@ def test_learnt_is_the_answer_and_its_end(tiny_model, cache, make_samples):
         asked = tiny_model.processor.chat(tiny_model.chat(sample.question))
         prompt = tokenizer.decode(entry.text.ids[: -entry.learnt])
         assert prompt == asked.replace(tiny_model.processor.mark, "")
+
+
+def test_learnt_is_counted_where_it_stands(tiny_model, make_samples):
+    """Some tokenizers put a space before a text that stands alone."""
+    (sample,) = make_samples(1)
+    wanted = dialogue(tiny_model, sample)[1]
+    spaced = copy.deepcopy(tiny_model.processor.tokenizer)
+    spaced.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    assert len(spaced(sample.answer)["input_ids"]) == len(sample.answer) + 1
+    tiny_model.processor.tokenizer = spaced
+    assert dialogue(tiny_model, sample)[1] == wanted == len(sample.answer) + 1, "and its end"
+
+
+@pytest.mark.parametrize("field", ["question", "answer"])
+def test_a_mark_in_the_words_of_a_sample_is_refused(field, tiny_model, make_samples):
+    (sample,) = make_samples(1)
+    with pytest.raises(ValueError, match=rf"sample '0-0': its {field} has <image> in its words; take it out"):
+        dialogue(tiny_model, replace(sample, **{field: "an <image> of a cat"}))
 
 
 def test_labels_are_the_learnt_tokens_in_their_places(make, tiny_model, cache):
@@ -175,3 +195,4 @@ def test_a_mixture_uses_up_each_part_in_order(number, share):
         mine = [place for which, place in places if which == part]
         assert mine == list(range(len(mine)))
     assert mixture[number] == places[-1][1]
+    assert Mixture([Numbers(), Numbers()], [share, 1 - share]).locate(number) == places[-1], "asked for out of order"

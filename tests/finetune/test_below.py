@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from finetune.batches import Batches, FrozenText
-from finetune.below import MOST, Below, gives_tensors, passing_on
+from finetune.batches import Batches
+from finetune.below import Below, gives_tensors, passing_on
 from finetune.config import BatchConfig
 from finetune.loss import learnt_loss
 from mmlm.decoder import find_layers
@@ -41,14 +41,50 @@ def test_layers_are_whole_again_after_an_error(tiny_decoder):
     assert not any("forward" in vars(layer) for layer in layers)
 
 
-def test_what_is_kept_is_bounded(tiny_model, encoded):
-    below = Below(find_layers(tiny_model.decoder), tiny_model.config.layers[0])
-    below.kept = {(n,): torch.zeros(1) for n in range(MOST)}
-    frozen = FrozenText(tiny_model)
-    frozen.below = below
-    states = frozen.states(encoded(3))
-    assert len(below.kept) == MOST
-    assert states is not None and len(states) == 3
+@pytest.fixture(scope="module")
+def wide_model(make_model, tiny_decoder):
+    """bf16, and as wide as SmolLM2: narrow products do not depend on how many rows there are."""
+    wide = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3}
+    decoder = tiny_decoder(**wide, num_hidden_layers=2, initializer_range=0.02)
+    return make_model(decoder.bfloat16(), layers=[1])
+
+
+def test_states_do_not_depend_on_what_they_are_computed_beside(wide_model):
+    """What is new in a batch is other texts in a run that was resumed than in one that was not."""
+    drawn = torch.Generator().manual_seed(0)
+
+    def text(before, rest):
+        return tuple(tuple(torch.randint(1, 259, (count,), generator=drawn).tolist()) for count in (before, rest))
+
+    for one in (text(14, 9), text(14, 22), text(0, 7), text(3, 60)):
+        (alone,) = Below(wide_model)([one])
+        assert alone.shape == (len(one[1]), 576)
+        for others in (2, 7, 29):
+            mixed = [
+                text(int(n) % 29, 1 + int(n)) for n in torch.randint(0, 40, (others - others // 2,), generator=drawn)
+            ]
+            company = mixed + [text(len(one[0]), len(one[1])) for _ in range(others // 2)]
+            company.insert(others // 2, one)
+            assert Below(wide_model)(company)[others // 2].equal(alone)
+
+
+def test_what_is_kept_is_the_rest_of_one_prefix(tiny_model):
+    """The same tokens with another of them blind are another text."""
+    below = Below(tiny_model)
+    ids = tuple(range(1, 12))
+    whole, rest = below([((), ids), (ids[:5], ids[5:])])
+    assert len(whole) == 11 and len(rest) == 6 and len(below.kept) == 2
+    torch.testing.assert_close(whole[5:], rest)
+    assert [len(states) for states in below([(ids[:5], ids[5:]), ((), ids)])] == [6, 11]
+
+
+def test_what_stood_in_for_a_layers_forward_stands_again(tiny_decoder):
+    """accelerate hooks layers so, to bring their weights in from elsewhere."""
+    layers = find_layers(tiny_decoder())
+    own = layers[0].forward = layers[0].forward
+    with passing_on(layers):
+        assert layers[0].forward is not own
+    assert layers[0].forward is own and "forward" not in vars(layers[1])
 
 
 def test_decoders_of_mixtral_s_kind_can_hand_on(tiny_decoder):

@@ -32,10 +32,10 @@ def same(one, other):
 
 def test_what_is_loaded_is_what_was_saved(tmp_path):
     module, optimizer = parts()
-    checkpoint.save(tmp_path, 7, module, optimizer)
+    checkpoint.save(tmp_path, 7, 0.5, module, optimizer)
     other, its = parts(seed=1)
     assert not same(module.state_dict(), other.state_dict())
-    assert checkpoint.load(tmp_path, other, its) == 7
+    assert checkpoint.load(tmp_path, other, its) == (7, 0.5)
     assert same(module.state_dict(), other.state_dict())
     assert same(optimizer.state_dict(), its.state_dict())
     assert [path.name for path in tmp_path.iterdir()] == [checkpoint.NAME]
@@ -44,7 +44,7 @@ def test_what_is_loaded_is_what_was_saved(tmp_path):
 def test_without_a_checkpoint_nothing_is_done(tmp_path):
     module, optimizer = parts()
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    assert checkpoint.load(tmp_path, module, optimizer) == 0
+    assert checkpoint.load(tmp_path, module, optimizer) == (0, 0.0)
     assert same(before, module.state_dict())
 
 
@@ -60,7 +60,7 @@ def test_without_a_checkpoint_nothing_is_done(tmp_path):
 )
 def test_a_damaged_checkpoint_is_told(damage, tmp_path):
     module, optimizer = parts()
-    checkpoint.save(tmp_path, 7, module, optimizer)
+    checkpoint.save(tmp_path, 7, 0.5, module, optimizer)
     path = tmp_path / checkpoint.NAME
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ValueError, match=rf"{path}: damaged; .*--overwrite") as caught:
@@ -76,7 +76,7 @@ def test_another_file_of_torch_is_told(content, tmp_path):
 
 
 def test_a_checkpoint_of_other_settings_is_told(tmp_path):
-    checkpoint.save(tmp_path, 7, *parts(width=3))
+    checkpoint.save(tmp_path, 7, 0.5, *parts(width=3))
     with pytest.raises(ValueError, match="resume with the settings it was made with"):
         checkpoint.load(tmp_path, *parts(width=4))
 
@@ -84,7 +84,7 @@ def test_a_checkpoint_of_other_settings_is_told(tmp_path):
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_a_failed_save_keeps_the_one_before(error, tmp_path, monkeypatch):
     module, optimizer = parts()
-    checkpoint.save(tmp_path, 7, module, optimizer)
+    checkpoint.save(tmp_path, 7, 0.5, module, optimizer)
     before = (tmp_path / checkpoint.NAME).read_bytes()
 
     def fail(*_):
@@ -92,7 +92,7 @@ def test_a_failed_save_keeps_the_one_before(error, tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(type(error)):
-        checkpoint.save(tmp_path, 8, module, optimizer)
+        checkpoint.save(tmp_path, 8, 0.5, module, optimizer)
     assert [path.name for path in tmp_path.iterdir()] == [checkpoint.NAME]
     assert (tmp_path / checkpoint.NAME).read_bytes() == before
 
@@ -103,5 +103,5 @@ def test_a_full_disk_is_told(tmp_path):
     module, optimizer = parts()
     (tmp_path / f".{checkpoint.NAME}.part").symlink_to("/dev/full")
     with pytest.raises(OSError, match=r"checkpoint\.pt: could not be written .*the one before it is kept"):
-        checkpoint.save(tmp_path, 8, module, optimizer)
+        checkpoint.save(tmp_path, 8, 0.5, module, optimizer)
     assert not list(tmp_path.iterdir())

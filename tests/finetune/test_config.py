@@ -1,16 +1,28 @@
 """Settings: said in YAML or on the command line, refused where they are not known, written down as they were used."""
 
+import math
+import re
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.config import QuickstartConfig, TrainConfig, nested, resolve, write
-from finetune.options import docstrings, leaves
+from finetune.config import (
+    NAME,
+    QuickstartConfig,
+    TrainConfig,
+    check_resumable,
+    inside,
+    leaves,
+    nested,
+    read,
+    resolve,
+    write,
+)
+from finetune.options import docstrings
 
-NAMES = [name for name, _ in leaves(QuickstartConfig())]
+FIELDS = [name for name, _ in leaves(QuickstartConfig())]
 
 
 @dataclass
@@ -60,32 +72,17 @@ def test_a_rate_may_be_written_as_people_write_it(said, rate):
     assert resolve(Outer(), {"inner": {"rate": said}}).inner.rate == rate
 
 
-@pytest.mark.parametrize(
-    "words",
-    [["--inner.rate", "1e-4", "--steps", "9"], ["--steps=9", "--inner.rate=1e-4"], ["--inner.rate=1", "--steps=9"]],
-)
-def test_overrides_are_dotted(words):
-    config = resolve(Outer(), nested(words))
-    assert config.steps == 9 and config.inner.rate in (1e-4, 1.0)
+def test_dotted_names_are_fields_of_fields():
+    assert nested({"steps": "9", "inner.rate": "1.5", "inner.deeper.on": "true"}) == {
+        "steps": 9,
+        "inner": {"rate": 1.5, "deeper": {"on": True}},
+    }
+    assert resolve(Outer(), nested({"inner.rate": "1e-4", "steps": "9"})) == Outer(9, Inner(1e-4))
 
 
-def test_the_last_override_counts():
-    assert nested(["--steps=1", "--steps", "2"]) == {"steps": 2}
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["steps=3"], r"'steps=3': overrides are written --field\.name value"),
-        (["--"], r"'--': overrides are written --field\.name value"),
-        (["--steps"], r"--steps: its value is missing"),
-        (["--steps", "["], r"--steps: '\[' is no value"),
-        (["--inner=3", "--inner.rate=1"], r"'inner' was given the value 3 before"),
-    ],
-)
-def test_overrides_of_another_form_are_refused(words, message):
-    with pytest.raises(ValueError, match=message):
-        nested(words)
+def test_what_is_no_value_is_refused():
+    with pytest.raises(ValueError, match=r"--steps: '\[' is no value"):
+        nested({"steps": "["})
 
 
 @given(
@@ -101,17 +98,17 @@ def test_overrides_of_another_form_are_refused(words, message):
     )
 )
 def test_what_is_written_is_what_is_read(tmp_path_factory, given):
-    path = tmp_path_factory.mktemp("config") / "config.yaml"
-    config = resolve(QuickstartConfig(), nested([f"--{name}={value!r}" for name, value in given.items()]))
-    write(config, path)
-    assert resolve(QuickstartConfig(), yaml.safe_load(path.read_text())) == config
+    folder = tmp_path_factory.mktemp("config")
+    config = resolve(QuickstartConfig(), nested({name: repr(value) for name, value in given.items()}))
+    write(config, folder)
+    assert read(QuickstartConfig(), folder) == config
     assert {name: value for name, value in leaves(config) if name in given} == given
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FIELDS)
 def test_every_field_takes_its_own_default(name):
     default = dict(leaves(QuickstartConfig()))[name]
-    assert resolve(QuickstartConfig(), nested([f"--{name}={default}"])) == QuickstartConfig()
+    assert resolve(QuickstartConfig(), nested({name: str(default)})) == QuickstartConfig()
 
 
 def test_every_field_says_what_it_is():
@@ -134,7 +131,71 @@ def test_one_config_is_not_another():
     assert asdict(other) == asdict(TrainConfig())
 
 
-@pytest.mark.parametrize("field", ["vqa_images", "train.steps", "train.batch.images"])
-def test_numbers_that_make_no_sense_are_refused(field):
-    with pytest.raises(ValueError, match=rf"'{field}' is at least 1, not 0"):
-        resolve(QuickstartConfig(), nested([f"--{field}", "0"]))
+@pytest.mark.parametrize(
+    ("field", "value", "interval"),
+    [
+        ("vqa_images", "0", "[1, inf)"),
+        ("train.steps", "0", "[1, inf)"),
+        ("seed", "-1", "[0, inf)"),
+        ("vqa_share", "1.5", "[0, 1]"),
+        ("vqa_share", ".nan", "[0, 1]"),
+        ("vqa_share", "nan", "[0, 1]"),
+        ("train.optim.lr", ".inf", "[0, inf)"),
+        ("train.optim.gate_lr", "-5e-3", "[0, inf)"),
+        ("train.optim.beta2", "2", "[0, 1)"),
+        ("train.optim.beta2", "1", "[0, 1)"),
+        ("train.optim.clip", "0", "(0, inf)"),
+        ("train.optim.final", "7", "[0, 1]"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(field, value, interval):
+    with pytest.raises(ValueError, match=re.escape(f"config field {field!r} is in {interval}, not")):
+        resolve(QuickstartConfig(), nested({field: value}))
+
+
+def test_every_number_says_which_make_sense():
+    def check(config):
+        for entry in fields(config):
+            value = getattr(config, entry.name)
+            if is_dataclass(value):
+                check(value)
+            else:
+                assert inside(value, entry.metadata["in"]), entry.name
+
+    check(QuickstartConfig())
+
+
+@pytest.mark.parametrize(
+    ("interval", "has", "lacks"),
+    [
+        ("[0, 1)", [0, 0.5], [-1, 1, math.nan]),
+        ("(0, 1]", [0.5, 1], [0, 2, math.nan]),
+        ("[1, inf)", [1, 10**400], [0, math.inf, math.nan]),
+    ],
+)
+def test_intervals_are_those_of_mathematics(interval, has, lacks):
+    assert all(inside(value, interval) for value in has)
+    assert not any(inside(value, interval) for value in lacks)
+
+
+def test_a_resumed_run_keeps_its_settings(tmp_path):
+    write(resolve(QuickstartConfig(), {"train": {"steps": 9}, "scenes": 7}), tmp_path)
+    resumed = read(QuickstartConfig(), tmp_path)
+    resolve(resumed, nested({"train.log_every": "3", "train.save_every": "4", "scenes": "7"}))
+    check_resumable(resumed, tmp_path)
+    assert (resumed.train.steps, resumed.train.log_every) == (9, 3)
+    resumed.train.optim.lr = 0.5
+    with pytest.raises(ValueError, match=r"--train\.optim\.lr is 0\.001 in .*config\.yaml, not 0\.5: .* leave --train"):
+        check_resumable(resumed, tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[", "3", "", "- a"])
+def test_damaged_settings_are_told(content, tmp_path):
+    (tmp_path / NAME).write_text(content)
+    with pytest.raises(ValueError, match=r"config\.yaml: damaged; .*--overwrite"):
+        read(QuickstartConfig(), tmp_path)
+
+
+def test_where_no_settings_are_no_run_is(tmp_path):
+    with pytest.raises(ValueError, match="no run is there to go on with; start one without --resume"):
+        read(QuickstartConfig(), tmp_path / "nowhere")

@@ -104,7 +104,7 @@ def test_a_stopped_run_ends_as_one_that_was_not(at, image_last, start, config, t
     train(model, batches, config, broken)
     assert weights(model) == wanted
 
-    names = ("step", "loss", "lr", "gates")
+    names = ("step", "loss", "loss_smooth", "lr", "gates")
     assert [[line[name] for name in names] for line in lines(broken)] == [
         [line[name] for name in names] for line in lines(whole)
     ]
@@ -121,24 +121,54 @@ def test_a_finished_run_is_finished(start, config, tmp_path):
     assert (tmp_path / METRICS).read_bytes() == before
 
 
-def test_a_half_written_line_of_metrics_is_dropped(start, config, tmp_path):
+def test_half_written_lines_of_metrics_are_dropped(start, config, tmp_path):
     model, batches = start()
     with pytest.raises(KeyboardInterrupt):
         train(model, Stopping(batches, 7, KeyboardInterrupt()), config, tmp_path)
     with (tmp_path / METRICS).open("a") as metrics:
-        metrics.write('{"step": 8, "lo')
+        metrics.write('{"step": 8, "lo\n{"step": 8, "gates": {"0.ff": 0.1}\n3\n{}\n{"step": 9, "lo')
     model, batches = start()
     train(model, batches, config, tmp_path)
     assert [line["step"] for line in lines(tmp_path)] == [2, 4, 6, 8, 10, 11]
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoint(start, config, tmp_path):
+    config.save_every = 1
     model, batches = start()
-    with pytest.raises(FloatingPointError, match=r"the loss at step 6 is not a number; lower --train\.optim\.lr"):
+    with pytest.raises(FloatingPointError, match=r"step 6: loss nan, gradient nan, .*; lower --train\.optim\.lr"):
         train(model, Poisoned(batches, 6, None), config, tmp_path)
-    model, _ = start()
-    assert checkpoint.load(tmp_path, model.adapter, adamw(model.adapter, config.optim)) == 4
-    assert all(tensor.isfinite().all() for tensor in model.adapter.state_dict().values())
+    check_clean(model, start, config, tmp_path)
+
+
+def test_so_does_a_gradient(start, config, tmp_path):
+    config.save_every = 1
+    model, batches = start()
+    gradients = []
+
+    def spoil(gradient):
+        gradients.append(1)
+        return gradient * torch.inf if len(gradients) == 7 else gradient
+
+    model.adapter.media.slot.register_hook(spoil)
+    with pytest.raises(FloatingPointError, match=r"step 6: loss \d+\.\d+, gradient (inf|nan), .*; lower"):
+        train(model, batches, config, tmp_path)
+    check_clean(model, start, config, tmp_path)
+
+
+def check_clean(model, start, config, folder):
+    """What was learnt up to step 6 is there, in the model and on disk."""
+    other, _ = start()
+    assert checkpoint.load(folder, other.adapter, adamw(other.adapter, config.optim))[0] == 6
+    for one in (model, other):
+        assert all(tensor.isfinite().all() for tensor in one.adapter.state_dict().values())
+    assert weights(model) == weights(other)
+
+
+def test_several_processes_are_refused(start, config, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="2 processes were launched, but training runs in one for now; launch one"):
+        train(*start(), config, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_model_is_left_as_it_was_found(start, config, tmp_path):
@@ -151,8 +181,7 @@ def test_the_model_is_left_as_it_was_found(start, config, tmp_path):
 
 def test_metrics_say_what_a_person_asks(start, config, tmp_path):
     model, batches = start()
-    seconds = train(model, batches, config, tmp_path)
-    assert seconds > 0
+    train(model, batches, config, tmp_path)
     for line in lines(tmp_path):
         assert line.keys() == {"step", "loss", "loss_smooth", "learnt_tokens_per_second", "lr", "gates"}
         assert line["learnt_tokens_per_second"] > 0

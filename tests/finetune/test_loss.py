@@ -1,5 +1,6 @@
 """The loss is the plain one, and so are its gradients: what is left out costs nothing but time."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from finetune.batches import IGNORED, Batches, batch_of, encode
+from finetune.below import Below
 from finetune.config import BatchConfig
 from finetune.loss import learnt_loss, logits_only
 
@@ -38,14 +40,35 @@ def gradients(model):
 def test_loss_and_gradients_are_those_of_the_whole_text(model, batches, cache):
     """Whatever the batch leaves out: prefixes that see no image, logits of what is not learnt."""
     loss, learnt = learnt_loss(model, model, batches[0])
+    chosen = batches.choose(0)
+    assert learnt == sum(entry.learnt for entry in chosen)
+    check(model, loss, batch_of(model, cache, chosen))
+
+
+@pytest.mark.parametrize("template", [True, False])
+def test_the_same_words_with_an_image_and_without(template, model, cache, make_samples):
+    """What may be kept of a text ends where its image begins: at its first token where no template has words before."""
+    if not template:
+        model.processor.tokenizer = copy.deepcopy(model.processor.tokenizer)
+        model.processor.tokenizer.chat_template = None
+    shown = make_samples(2)
+    samples = [*shown, *(replace(sample, images=()) for sample in shown)]
+    chosen = encode(model, cache, samples, "encoding")
+    below = Below(model)
+    loss, _ = learnt_loss(model, model, batch_of(model, cache, chosen, below))
+    check(model, loss, batch_of(model, cache, chosen))
+    again, _ = learnt_loss(model, model, batch_of(model, cache, chosen[::-1], below))
+    assert again.item() == pytest.approx(loss.item(), rel=1e-5)
+
+
+def check(model, loss, whole):
+    """The loss and its gradients are those of the whole batch, plainly."""
     loss.backward()
     got = gradients(model)
-    chosen = batches.choose(0)
-    whole = plainly(model, batch_of(model, cache, chosen))
-    whole.backward()
+    wanted_loss = plainly(model, whole)
+    wanted_loss.backward()
     wanted = gradients(model)
-    assert learnt == sum(entry.learnt for entry in chosen)
-    assert loss.item() == pytest.approx(whole.item(), rel=1e-5)
+    assert loss.item() == pytest.approx(wanted_loss.item(), rel=1e-5)
     assert got.keys() == wanted.keys()
     for name in wanted:
         torch.testing.assert_close(got[name], wanted[name], rtol=1e-3, atol=1e-4, msg=name)

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from finetune.config import QuickstartConfig
-from finetune.options import add_fields, docstrings, leaves, resolved
+from finetune.config import QuickstartConfig, leaves
+from finetune.options import add_fields, docstrings, resolved
 
 
 @dataclass
@@ -54,7 +54,7 @@ def test_docstrings_are_those_below_the_fields():
 
 def test_only_what_is_said_is_changed(parser):
     assert resolved(House(), parser.parse_args([])) == House()
-    args = parser.parse_args(["--paint.colour", "blue", "--folder=there", "--rooms=7"])
+    args = parser.parse_args(["--paint.colour", "blue", "--folder=there", "--rooms=3", "--rooms=7"])
     assert resolved(House(), args) == House(rooms=7, paint=Paint(colour="blue"))
 
 

@@ -1,23 +1,29 @@
 """The quickstart: its numbers on answers made by hand, and the whole walk on the real parts."""
 
 import json
+import os
 import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
-import yaml
+import torch
 
-from finetune.config import QuickstartConfig, resolve
+from finetune.config import QuickstartConfig, leaves, read
 from finetune.loop import METRICS
-from finetune.options import leaves
 from finetune.quickstart import (
     caption_report,
+    check_folder,
+    check_packages,
     make_cards,
     parameters,
     peak_rss_gb,
-    prepare_folder,
+    quickstart,
     rows_of,
     show,
+    start_folder,
     timed,
     vqa_report,
 )
@@ -97,6 +103,7 @@ def report():
         "easy_vqa": vqa_report(TRAIN, TEST, ["no", "red", "yes", "yes"], ["no", "teal", "no", "no"]),
         "scenes": caption_report(SCENES, [sample.answer for sample in SCENES], ["x", "y", "z"]),
         "seconds": {"fetch": 0.1, "train": 12.6},
+        "resumed": False,
         "peak_rss_gb": 2.5,
         "parameters": {"total": 300_000_000, "active": 200_000_000, "trainable": 12_000_000},
     }
@@ -108,34 +115,65 @@ def test_scores_are_told_beside_the_shuffled_ones(report):
     assert rows["easy-VQA, color (1 questions)"] == "1.000   shuffled 0.000   question alone 0.000"
     assert rows["scenes, exact (3 captions)"] == "1.000   shuffled 0.000"
     assert rows["seconds"] == "fetch 0, train 13"
+    assert "seconds since it was resumed" in dict(rows_of(report | {"resumed": True}))
     assert rows["parameters"] == "total 300M, active 200M, trainable 12M"
 
 
 def test_the_terminal_ends_with_samples_and_what_to_type_next(report, capsys):
-    cards = make_cards(TEST, ["no", "red", "yes", "yes"], 12) + make_cards(SCENES, ["x", "y", "z"], 12)
-    show(Path("runs/mine"), report, cards)
+    """Of a small test, whose cards are fewer than twelve, as well."""
+    answered, captioned = make_cards(TEST, ["no", "red", "yes", "yes"], 12), make_cards(SCENES, ["x", "y", "z"], 12)
+    show(Path("runs/mine"), report, answered, captioned)
     said = capsys.readouterr().out
     assert "✓ is it red?\n    said 'no', right 'no'\n" in said
+    assert all(f"✗ Describe the image.\n    said {word!r}, right" in said for word in "xyz")
     assert "mmlm caption IMAGE --model runs/mine" in said and "mmlm ask IMAGE " in said
-    assert "runs/mine/report.html" in said
+    assert "runs/mine/report.html shows 6 held-out images" in said
 
 
-def test_a_run_that_is_there_is_refused(tmp_path):
+CONFIG = QuickstartConfig()
+
+
+@pytest.mark.parametrize("file", ["checkpoint.pt", METRICS, "adapter.safetensors"])
+def test_a_run_that_is_there_is_refused(file, tmp_path):
     run = tmp_path / "run"
-    prepare_folder(run, resume=False, overwrite=False)
-    prepare_folder(run, resume=False, overwrite=False)  # it is empty
-    (run / METRICS).write_text("{}\n")
+    check_folder(CONFIG, run, resume=False, overwrite=False)
+    start_folder(CONFIG, run)
+    check_folder(CONFIG, run, resume=False, overwrite=False)  # it was stopped before it made anything
+    (run / file).write_text("{}\n")
     with pytest.raises(FileExistsError, match=f"{run}: a run is there already; --resume.*--overwrite.*--run NAME"):
-        prepare_folder(run, resume=False, overwrite=False)
-    prepare_folder(run, resume=True, overwrite=False)
-    assert (run / METRICS).exists()
+        check_folder(CONFIG, run, resume=False, overwrite=False)
+    check_folder(CONFIG, run, resume=True, overwrite=False)
+    check_folder(CONFIG, run, resume=False, overwrite=True)
+    assert (run / file).read_text() == "{}\n"
+    with pytest.raises(ValueError, match=r"--resume goes on .* --overwrite starts it over: give one"):
+        check_folder(CONFIG, run, resume=True, overwrite=True)
+    with pytest.raises(ValueError, match=r"--seed is 0 in .*, not 1: a run goes on with its own settings"):
+        check_folder(QuickstartConfig(seed=1), run, resume=True, overwrite=False)
+
+
+def test_where_no_run_is_none_is_resumed(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=f"{tmp_path}: no run is there to go on with; start one without --resume"):
+        check_folder(CONFIG, tmp_path, resume=True, overwrite=False)
+    assert cli.main(["quickstart", "--run", str(tmp_path), "--resume"]) == 1
 
 
 def test_overwriting_removes_what_a_run_made_and_nothing_else(tmp_path):
     for name in ("checkpoint.pt", METRICS, "adapter.safetensors", "report.json", "notes.txt"):
         (tmp_path / name).write_text("old")
-    prepare_folder(tmp_path, resume=False, overwrite=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    start_folder(QuickstartConfig(seed=3), tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"notes.txt", "config.yaml"}
+    assert read(QuickstartConfig(), tmp_path).seed == 3
+
+
+def test_a_missing_package_is_told_before_anything_is_done(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ImportError, match=r'matplotlib comes with an extra: pip install -e "\.\[quickstart\]"'):
+        check_packages()
+    with pytest.raises(ImportError, match="matplotlib"):
+        quickstart(CONFIG, run, overwrite=True)
+    assert not run.exists()
 
 
 def test_parameters_are_counted(tiny_model):
@@ -184,14 +222,21 @@ SETTINGS = {
 }
 
 
-@pytest.mark.slow
-def test_the_whole_walk(tmp_path, picture, capsys):
-    """On the real parts, which are fetched and converted first if this machine does not have them."""
-    run = tmp_path / "run"
-    words = ["quickstart", "--run", str(run), *(f"--{name}={value}" for name, value in SETTINGS.items())]
-    assert cli.main(words) == 0
-    assert "mmlm ask IMAGE" in capsys.readouterr().out
+def words_of(run):
+    return ["quickstart", "--run", str(run), *(f"--{name}={value}" for name, value in SETTINGS.items())]
 
+
+@pytest.fixture(scope="module")
+def walked(tmp_path_factory):
+    """The folder of a whole walk on the real parts, which are fetched and converted if this machine lacks them."""
+    run = tmp_path_factory.mktemp("walk") / "run"
+    assert cli.main(words_of(run)) == 0
+    return run
+
+
+@pytest.mark.slow
+def test_the_whole_walk(walked, tmp_path, picture, capsys):
+    run, words = walked, words_of(walked)
     assert set(FILES) <= {path.name for path in run.iterdir()}
     report = json.loads((run / "report.json").read_text())
     for part, keys in KEYS.items():
@@ -200,8 +245,7 @@ def test_the_whole_walk(tmp_path, picture, capsys):
     assert report["easy_vqa"]["n"] == 12 and report["scenes"]["n"] == 4
     assert 0 < report["peak_rss_gb"] < 8
     assert report["parameters"]["trainable"] < report["parameters"]["active"] < report["parameters"]["total"]
-    config = resolve(QuickstartConfig(), yaml.safe_load((run / "config.yaml").read_text()))
-    assert SETTINGS.items() <= dict(leaves(config)).items()
+    assert SETTINGS.items() <= dict(leaves(read(QuickstartConfig(), run))).items()
     assert [json.loads(line)["step"] for line in (run / METRICS).read_text().splitlines()] == [2, 4, 6]
     html = (run / "report.html").read_text(encoding="utf-8")
     assert len(re.findall("<figure>", html)) == html.count("data:image/png") >= 4 + 4
@@ -211,6 +255,7 @@ def test_the_whole_walk(tmp_path, picture, capsys):
     assert "a run is there already" in capsys.readouterr().err
     weights = (run / "adapter.safetensors").read_bytes()
     assert cli.main([*words, "--resume"]) == 0
+    assert "mmlm ask IMAGE" in capsys.readouterr().out
     assert (run / "adapter.safetensors").read_bytes() == weights
 
     picture(size=(700, 300)).save(tmp_path / "mine.png")
@@ -219,3 +264,19 @@ def test_the_whole_walk(tmp_path, picture, capsys):
     assert cli.main(["ask", image, "what is it?", *model]) == 0
     assert cli.main(["caption", image, *model]) == 0
     assert capsys.readouterr().out.count("\n") >= 2
+
+
+@pytest.mark.slow
+def test_a_killed_walk_ends_with_the_same_bytes(walked, tmp_path):
+    """In bf16, where bits depend on shapes, and so on which texts are new in a batch."""
+    run = tmp_path / "run"
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = [sys.executable, "-m", "mmlm", *words_of(run), "--train.save_every=2"]
+    with subprocess.Popen(command, env=os.environ | threads, stderr=subprocess.DEVNULL) as process:
+        while not (run / "checkpoint.pt").exists() and process.poll() is None:
+            time.sleep(0.02)
+        process.kill()
+    assert not (run / "report.json").exists(), "it was killed amid training"
+    assert cli.main(["quickstart", "--run", str(run), "--resume"]) == 0
+    assert (run / "adapter.safetensors").read_bytes() == (walked / "adapter.safetensors").read_bytes()
+    assert json.loads((run / "report.json").read_text())["resumed"]

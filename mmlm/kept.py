@@ -1,0 +1,60 @@
+"""What the frozen decoder makes of a text, computed once and kept; the same bits whatever it was computed beside.
+
+The last bits of a row of a product depend on how many rows there are. So that a run that is resumed, whose new texts
+come in other company, ends with the same bytes as one that was not, a text is computed in a chunk whose shape follows
+from the text alone.
+
+R rows, D width.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+Parts = tuple[tuple[int, ...], ...]  # a text's token ids: what is remembered of it already, then what is computed
+
+# Tokens of a chunk. The router sends an expert any number of them, padded to 64, 128 or 192, and up to there no product
+# was found to depend on it: oneDNN's of [n, 1536] and [1536, 576] does from 256 rows on in fp32, and from 384 in bf16.
+TOKENS = 192
+
+
+class Kept:
+    """Results by text. A subclass says how a chunk of texts is computed.
+
+    Args:
+        most: results that are kept; the oldest make room.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.kept: dict[Parts, Tensor] = {}  # the oldest first
+
+    def compute(self, texts: Sequence[Parts], widths: Sequence[int]) -> Iterable[Tensor]:
+        """The result of each text; each part is to be padded to its width."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def __call__(self, texts: Sequence[Parts]) -> list[Tensor]:
+        """The result of each text; what is not kept is computed first."""
+        found = {text: self.kept[text] for text in texts if text in self.kept}
+        alike: dict[tuple[int, ...], list[Parts]] = {}
+        for text in dict.fromkeys(texts):
+            if text not in found:
+                alike.setdefault(tuple(wide(len(part)) for part in text), []).append(text)
+        for widths, new in alike.items():
+            rows = max(1, TOKENS // widths[-1])
+            for start in range(0, len(new), rows):
+                chunk = new[start : start + rows]
+                filled = chunk + chunk[-1:] * (rows - len(chunk))
+                made = dict(zip(chunk, self.compute(filled, widths), strict=False))
+                found |= made
+                self.kept |= made
+        while len(self.kept) > self.most:
+            del self.kept[next(iter(self.kept))]
+        return [found[text] for text in texts]
+
+
+def wide(tokens: int) -> int:
+    """The least of 0, 8, 24, 48, 72, ... that holds so many tokens: with few shapes most chunks are full."""
+    return tokens and (8 if tokens <= 8 else -(-tokens // 24) * 24)

@@ -1,0 +1,44 @@
+"""Samples: what is asked is what `ask` asks, and a batch loads each image once."""
+
+import pytest
+import torch
+
+from mmlm.samples import Sample, asked, encode_images, media_of
+from vision.encoder import VisionEncoder
+from vision.features import FeatureCache
+
+
+@pytest.mark.parametrize("image_last", [False, True])
+def test_what_is_asked_is_what_ask_asks(image_last, make_model, picture):
+    model, images = make_model(image_last=image_last), (picture(0), picture(1))
+    text = asked(model, Sample("a", images, "which?", "x"))
+    assert text == model.processor.chat(model.chat("which?", 2)) and text.count(model.processor.mark) == 2
+
+
+def test_a_mark_in_a_question_is_refused(tiny_model, picture):
+    sample = Sample("vqa-7", (picture(),), "what does <image> mean?", "x")
+    with pytest.raises(ValueError, match="sample 'vqa-7': its question has <image> in its words; take it out"):
+        asked(tiny_model, sample)
+
+
+class Counting(FeatureCache):
+    """A feature cache that counts what is loaded."""
+
+    loaded = 0
+
+    def load(self, key):
+        self.loaded += 1
+        return super().load(key)
+
+
+def test_an_image_of_several_rows_is_loaded_once(tiny_vision, picture, tmp_path):
+    cache = Counting(VisionEncoder(tiny_vision), tmp_path)
+    samples = [
+        Sample(str(n), images, "?", "x") for n, images in enumerate([(picture(0),), (picture(1), picture(0)), ()])
+    ]
+    rows = encode_images(cache, samples, "")
+    media = media_of(cache, rows, torch.tensor([[0], [1], [-1]]))
+    assert cache.loaded == 2
+    wanted = [len(cache.load(key).places[0]) + len(cache.load(key).places[1]) for key in rows[1]]
+    assert (media["media_owner"] == 0).sum(1).tolist() == [wanted[1], wanted[0], 0]
+    assert media_of(cache, [(), ()], torch.tensor([[-1], [-1]])) == {}
