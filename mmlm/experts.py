@@ -17,6 +17,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 NAME = "padded_mm"
 ROWS = 64
+MOST = 192  # rows of one product. With [1536, 576] oneDNN's bits are other ones from 256 rows on in fp32, 384 in bf16
 
 
 class Experts(Protocol):
@@ -44,10 +45,10 @@ def padded_experts(self: Experts, hidden: Tensor, top_k_index: Tensor, top_k_wei
     first = 0
     for number, count in enumerate(torch.bincount(expert, minlength=self.num_experts).tolist()):
         if count:
-            rows = order[first : first + count] // k
-            x = hidden.index_select(0, pad(rows, (0, -count % ROWS)))
-            gated = self._apply_gate(linear(x, self.gate_up_proj[number]))
-            results.append(linear(gated, self.down_proj[number])[:count])
+            for rows in (order[first : first + count] // k).split(MOST):
+                x = hidden.index_select(0, pad(rows, (0, -len(rows) % ROWS)))
+                gated = self._apply_gate(linear(x, self.gate_up_proj[number]))
+                results.append(linear(gated, self.down_proj[number])[: len(rows)])
             first += count
     back = torch.empty_like(order).index_put((order,), torch.arange(len(order), device=order.device))
     chosen = torch.cat(results).index_select(0, back).view(tokens, k, -1)

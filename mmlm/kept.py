@@ -14,9 +14,7 @@ from torch import Tensor
 
 Parts = tuple[tuple[int, ...], ...]  # a text's token ids: what is remembered of it already, then what is computed
 
-# Tokens of a chunk. The router sends an expert any number of them, padded to 64, 128 or 192, and up to there no product
-# was found to depend on it: oneDNN's of [n, 1536] and [1536, 576] does from 256 rows on in fp32, and from 384 in bf16.
-TOKENS = 192
+TOKENS = 768  # of a chunk: 32 captions at once take half as long as 8 and 8; `padded_experts` see to their own shapes
 
 
 class Kept:

@@ -72,6 +72,19 @@ def test_what_a_token_gets_does_not_depend_on_the_others(experts, drawn, seed):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_does_not_depend_on_how_many_go_the_same_way(dtype, tiny_decoder):
+    """At SmolLM2's widths: oneDNN's products of narrow matrices give the same bits however many rows there are."""
+    decoder = tiny_decoder(hidden_size=576, intermediate_size=1536, num_attention_heads=9, num_hidden_layers=1)
+    experts = decoder.to(dtype).model.layers[0].mlp.experts
+    hidden = torch.randn(800, 576, generator=torch.Generator().manual_seed(0)).to(dtype)
+    index, weights = torch.tensor([[0, 1]]).repeat(800, 1), torch.full((800, 2), 0.5).to(dtype)
+    with torch.no_grad():
+        alone = run(experts, NAME, hidden[:1], index[:1], weights[:1])
+        for others in (150, 250, 400, 800):
+            assert run(experts, NAME, hidden[:others], index[:others], weights[:others])[:1].equal(alone), others
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_whole_decoder_with_padded_experts_is_the_same(dtype, tiny_decoder, tokenizer):
     padded = tiny_decoder(initializer_range=0.05).to(dtype)
     eager = copy.deepcopy(padded)
