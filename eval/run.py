@@ -54,7 +54,7 @@ def predict(
     if shuffled:
         keys = shuffle(keys)
     processor = model.processor
-    texts = [processor.tokenize(asked(model, sample)) for sample in samples]
+    texts = [asked(model, sample) for sample in samples]
     prefixes = prefixes or Prefixes(model.decoder)
     answers = [""] * len(samples)
     by_length = sorted(range(len(samples)), key=lambda i: (sum(map(cache.size, keys[i])), len(texts[i].ids)))

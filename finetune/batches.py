@@ -20,7 +20,7 @@ from finetune.config import BatchConfig
 from mmlm.kept import Parts
 from mmlm.model import MultimodalLM
 from mmlm.prefix import Prefixes, blind
-from mmlm.processor import Marked, is_chat_text
+from mmlm.processor import Marked
 from mmlm.samples import Sample, asked, encode_images, media_of
 from vision.features import FeatureCache
 
@@ -36,14 +36,12 @@ class Encoded:
     images: tuple[str, ...]
     """Keys of its images in the feature cache."""
     text: Marked
-    """Question and answer, as tokens."""
-    learnt: int
-    """How many of the last tokens are learnt."""
+    """Question and answer, as tokens; those of the answer are learnt."""
 
     @property
     def blind(self) -> int:
         """Tokens before the first that sees an image or foretells what is learnt."""
-        return blind(self.text, self.learnt)
+        return blind(self.text)
 
     def split(self, count: int) -> Parts:
         """Its tokens: the first `count`, and the rest."""
@@ -54,26 +52,9 @@ def encode(model: MultimodalLM, cache: FeatureCache, samples: Sequence[Sample], 
     """Samples -> tokens and feature-cache keys; images not seen before are encoded on the way."""
     keys = encode_images(cache, samples, say)
     return [
-        Encoded(sample.question, sample.answer, shown, *dialogue(model, sample))
+        Encoded(sample.question, sample.answer, shown, asked(model, sample, answered=True))
         for sample, shown in zip(samples, keys, strict=True)
     ]
-
-
-def dialogue(model: MultimodalLM, sample: Sample) -> tuple[Marked, int]:
-    """The sample as the chat that `ask` would send, answered: its tokens, and how many of the last are learnt.
-
-    ValueError for a mark in the words of question or answer: it would stand for an image that is not there.
-    """
-    tokenizer, mark = model.processor.tokenizer, model.processor.mark
-    if mark in sample.answer:
-        raise ValueError(f"sample {sample.id!r}: its answer has {mark} in its words; take it out")
-    prompt = asked(model, sample)
-    whole = prompt + sample.answer + (tokenizer.eos_token or "")
-    plain = whole.replace(mark, "")
-    coded = tokenizer(plain, add_special_tokens=not is_chat_text(plain, tokenizer), return_offsets_mapping=True)
-    stops = [stop for _, stop in coded["offset_mapping"]]
-    first = next((place for place, stop in enumerate(stops) if stop > len(prompt.replace(mark, ""))), len(stops))
-    return model.processor.tokenize(whole), len(stops) - first
 
 
 class Batches:
@@ -131,6 +112,19 @@ class Batches:
     def __getitem__(self, number: int) -> dict[str, Any]:
         return batch_of(self.model, self.cache, self.choose(number), self.below)
 
+    def shown(self, number: int) -> dict[str, Any]:
+        """What batch `number` shows, as media, and teaches: `labels` [R, L], the answers alone. No decoder is run."""
+        chosen = self.choose(number)
+        answers = [torch.tensor(entry.text.ids[-entry.text.answer :]) for entry in chosen]
+        labels = pad_sequence(answers, batch_first=True, padding_value=IGNORED)
+        index = torch.zeros(len(chosen), 1, dtype=torch.int64)
+        return media_of(self.cache, [entry.images for entry in chosen], index) | {"labels": labels}
+
+    def words(self) -> Counter[int]:
+        """How often each token is learnt in an epoch of all samples."""
+        entries = (entry for mine in self.by_image.values() for entry in mine)
+        return Counter(word for entry in entries for word in entry.text.ids[-entry.text.answer :])
+
 
 def rarity(data: Sequence[Encoded], power: float) -> dict[tuple[str, str], float]:
     """Weight of each (question, answer): the answer's share among those to the question, to the power of -power.
@@ -157,6 +151,13 @@ class Mixture:
     def __getitem__(self, number: int) -> dict[str, Any]:
         part, place = self.locate(number)
         return self.parts[part][place]
+
+    def shown(self, number: int) -> dict[str, Any]:
+        part, place = self.locate(number)
+        return self.parts[part].shown(place)
+
+    def words(self) -> Counter[int]:
+        return sum((part.words() for part in self.parts), Counter())
 
     def locate(self, number: int) -> tuple[int, int]:
         """Which part batch `number` is from, and its number there: the part whose count lags most behind its share."""
@@ -190,7 +191,7 @@ def batch_of(
     index = torch.full_like(batch["attention_mask"], -1)
     first = index.shape[1] - labels.shape[1]
     for row, (entry, (_, rest), count) in enumerate(zip(chosen, texts, skipped, strict=True)):
-        learnt = slice(len(rest) - entry.learnt, len(rest))
+        learnt = slice(len(rest) - entry.text.answer, len(rest))
         labels[row, learnt] = batch["input_ids"][row, learnt]
         index[row, first : first + len(rest)] = torch.tensor(entry.text.index[count:])
     media = media_of(cache, [entry.images for entry in chosen], index)

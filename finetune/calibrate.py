@@ -3,7 +3,7 @@
 The hidden states of a pretrained decoder are nearly all the same: in SmolLM2, 97% of the power of the last prompt
 token's is the mean over all questions, and what a question asks for is a few of the other percent; and they are 10 to
 30 times larger than what a fresh layer puts out. So what goes into each block is whitened where tokens are learnt, what
-comes out is scaled to the deviation of each channel, and pooled features are centred and scaled. docs/findings.md has
+comes out is scaled to the deviation of each channel, and pooled features are whitened, too. docs/findings.md has
 the measurements.
 """
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune.batches import foretelling
+from finetune.loss import logits_only
 from mmlm.decoder import find_layers
 from mmlm.model import MultimodalLM
 
@@ -22,19 +23,22 @@ TEXT = ("input_ids", "attention_mask", "position_ids", "past_key_values")
 
 
 @torch.no_grad()
-def calibrate(model: MultimodalLM, batches: Iterable[dict[str, Any]]) -> None:
+def calibrate(model: MultimodalLM, batches: Iterable[dict[str, Any]]) -> Tensor:
     """Fits the norms and scales of an untrained adapter to the batches, and opens its gates onto outputs of zero.
 
     The model is what it was, bit for bit: what a shut gate held back is now zero by itself. But gradients reach the
-    weights behind the gate from the first step on; a gate that starts shut first opens onto
-    noise, and then shuts for good.
+    weights behind the gate from the first step on; a gate that starts shut first opens onto noise, and then shuts for
+    good.
+
+    Returns by how much the output embedding's input rises with each channel of the last block's, in the mean [D].
     """
     hidden: list[list[Tensor]] = [[] for _ in model.config.layers]
+    said: list[Tensor] = []
     values: list[list[Tensor]] = [[] for _ in model.config.channels]
     for batch in batches:
         for seen, got in zip(values, batch["media_values"], strict=True):
             seen.append(got.float())
-        record(model, batch, foretelling(batch["labels"]), hidden)
+        record(model, batch, foretelling(batch["labels"]), hidden, said)
     for norm, seen in zip(model.adapter.media.norms, values, strict=True):
         norm.fit(torch.cat(seen))
     for block, seen in zip(model.adapter.blocks, hidden, strict=True):
@@ -45,10 +49,14 @@ def calibrate(model: MultimodalLM, batches: Iterable[dict[str, Any]]) -> None:
         for gate, output in ((block.attention_gate, block.o), (block.ff_gate, block.down)):
             gate.fill_(OPEN)
             output.weight.zero_()
+    last, out = (torch.cat(seen) - torch.cat(seen).mean(0) for seen in (hidden[-1], said))
+    return (last * out).mean(0) / last.square().mean(0)
 
 
-def record(model: MultimodalLM, batch: dict[str, Any], where: Tensor, hidden: list[list[Tensor]]) -> None:
-    """Adds what goes into each block at the tokens `where`, blind, to `hidden`."""
+def record(
+    model: MultimodalLM, batch: dict[str, Any], where: Tensor, hidden: list[list[Tensor]], said: list[Tensor]
+) -> None:
+    """At the tokens `where`, blind, adds what goes into each block to `hidden`, into the output embedding to `said`."""
     layers = find_layers(model.decoder)
     handles = []
     for seen, number in zip(hidden, model.config.layers, strict=True):
@@ -57,9 +65,15 @@ def record(model: MultimodalLM, batch: dict[str, Any], where: Tensor, hidden: li
             seen.append((args[0] if args else kwargs["hidden_states"])[where].float())
 
         handles.append(layers[number].register_forward_pre_hook(keep, with_kwargs=True))
+
+    def listen(_: nn.Module, args: tuple[Tensor]) -> None:
+        said.append(args[0][0].float())
+
     try:
-        text = {key: batch[key] for key in TEXT if key in batch}
-        model.decoder.get_decoder()(**text, use_cache="past_key_values" in text)
+        with logits_only(model.decoder, where):
+            handles.append(model.decoder.get_output_embeddings().register_forward_pre_hook(listen))
+            text = {key: batch[key] for key in TEXT if key in batch}
+            model.decoder(**text, use_cache="past_key_values" in text)
     finally:
         for handle in handles:
             handle.remove()

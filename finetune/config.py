@@ -63,6 +63,8 @@ class TrainConfig:
     """Steps between checkpoints."""
     calibrate: int = within("[0, inf)", 8)
     """Batches over which the adapter's norms are fitted to the frozen parts before the first step; 0: not at all."""
+    words: int = within("[0, inf)", 480)
+    """Batches on which media embeddings learn the answers' words after that, without the decoder; 0: not at all."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
 
@@ -79,6 +81,8 @@ class QuickstartConfig:
     """Captioned scenes to train on."""
     scenes_test: int = within("[1, inf)", 300)
     """Captioned scenes to score, of object pairs never seen together in training."""
+    blocks_from: int = within("[0, inf)", 26)
+    """The first decoder layer, of 30, that has a gated block in front; those after it have one each."""
     captions_per_image: int = within("[1, inf)", 2)
     """Captions of one scene in a batch, of its five; they are longer than answers."""
     vqa_share: float = within("[0, 1]", 0.65)

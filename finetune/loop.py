@@ -4,6 +4,7 @@ import json
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,15 +20,19 @@ from finetune import checkpoint
 from finetune.calibrate import calibrate
 from finetune.config import OptimConfig, TrainConfig
 from finetune.loss import learnt_loss
+from finetune.words import learn_words, speak
 from mmlm.model import MultimodalLM
 
 METRICS = "metrics.jsonl"
+MOST_WORDS = 1024
 
 
 class Numbered(Protocol):
-    """Batch number n, for any n."""
+    """Batch number n, for any n: `Batches` or a `Mixture`."""
 
     def __getitem__(self, number: int) -> dict[str, Any]: ...
+    def shown(self, number: int) -> dict[str, Any]: ...
+    def words(self) -> Counter[int]: ...
 
 
 def train(model: MultimodalLM, batches: Numbered, config: TrainConfig, folder: Path) -> None:
@@ -43,9 +48,7 @@ def train(model: MultimodalLM, batches: Numbered, config: TrainConfig, folder: P
     optimizer = adamw(model.adapter, config.optim)
     done, smooth = checkpoint.load(folder, model.adapter, optimizer)
     if not done and config.calibrate:
-        steps = tqdm(range(config.calibrate), desc="calibrating", unit="batch")
-        with plain_attention(model):  # as in training: batches may keep what the decoder made of a prefix
-            calibrate(model, (send_to_device(batches[step], model.device) for step in steps))
+        prepare(model, batches, config)
     keep_metrics(folder, done)
     forward, optimizer = accelerator.prepare(model, optimizer)
     model.train()
@@ -88,6 +91,18 @@ def train(model: MultimodalLM, batches: Numbered, config: TrainConfig, folder: P
             if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
                 checkpoint.save(folder, step + 1, smooth, model.adapter, optimizer)
     model.eval()
+
+
+def prepare(model: MultimodalLM, batches: Numbered, config: TrainConfig) -> None:
+    """Fits the untrained adapter to the frozen parts, and teaches it words."""
+    steps = tqdm(range(config.calibrate), desc="calibrating", unit="batch")
+    with plain_attention(model):  # as in training: batches may keep what the decoder made of a prefix
+        reach = calibrate(model, (send_to_device(batches[step], model.device) for step in steps))
+    if config.words:
+        steps = tqdm(range(config.words), desc="learning words", unit="batch")
+        ids = sorted(word for word, _ in batches.words().most_common(MOST_WORDS))
+        shown = (send_to_device(batches.shown(step), model.device) for step in steps)
+        speak(model, learn_words(model, ids, shown, config.words), reach)
 
 
 def check_alone() -> None:

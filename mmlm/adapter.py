@@ -6,7 +6,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from mmlm.block import GatedBlock, RMSNorm, Standardize
+from mmlm.block import GatedBlock, RMSNorm, Whiten
 from mmlm.config import AdapterConfig
 from vision.pyramid import SLOTS
 
@@ -21,7 +21,7 @@ class MediaProjection(nn.Module):
 
     def __init__(self, channels: list[int], width: int) -> None:
         super().__init__()
-        self.norms = cast("Sequence[Standardize]", nn.ModuleList(Standardize(c) for c in channels))
+        self.norms = cast("Sequence[Whiten]", nn.ModuleList(Whiten(c) for c in channels))
         self.inputs = nn.ModuleList(nn.Linear(c, width) for c in channels)
         self.slot = nn.Parameter(torch.randn(SLOTS, width) * 0.5)
         self.row = nn.Parameter(torch.randn(GRID, width) * 0.5)

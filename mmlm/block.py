@@ -26,26 +26,6 @@ class RMSNorm(nn.Module):
         return rms_norm(x.float(), self.weight.shape, self.weight.float(), 1e-6)
 
 
-class Standardize(nn.Module):
-    """RMS norm in fp32, then each channel's own scale and shift, which can be fitted to data."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.bias = nn.Parameter(torch.zeros(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x.float(), self.weight.shape, eps=1e-6) * self.weight.float() + self.bias.float()
-
-    @torch.no_grad()
-    def fit(self, samples: Tensor) -> None:
-        """Samples [N, width] come out with mean 0 and deviation about 1 in every channel."""
-        normed = rms_norm(samples.float(), self.weight.shape, eps=1e-6)
-        deviation = normed.std(0)
-        self.weight.copy_(1 / (deviation + 0.05 * deviation.mean()))
-        self.bias.copy_(-normed.mean(0) * self.weight)
-
-
 class Whiten(nn.Module):
     """RMS norm in fp32, then a fixed rotation and scaling that can be fitted to data, then a trained scale and shift.
 

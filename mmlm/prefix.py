@@ -22,10 +22,10 @@ from mmlm.processor import Marked
 MOST = 1024  # prefixes kept; one of SmolLM2's with 15 tokens takes 0.4 MB
 
 
-def blind(text: Marked, learnt: int = 0) -> int:
-    """Tokens before the first that sees an image, or foretells one of the `learnt` last or what is said next."""
+def blind(text: Marked) -> int:
+    """Tokens before the first that sees an image, or foretells one of the answer or what is said next."""
     seeing = next((place for place, image in enumerate(text.index) if image >= 0), len(text.ids))
-    return min(seeing, len(text.ids) - learnt - 1)
+    return min(seeing, len(text.ids) - text.answer - 1)
 
 
 class Prefixes(Kept):

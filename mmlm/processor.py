@@ -31,6 +31,8 @@ class Marked:
 
     ids: list[int]
     index: list[int]
+    answer: int = 0
+    """How many of the last tokens are of the answer."""
 
 
 class Processor:
@@ -88,11 +90,11 @@ class Processor:
     def read(self, text: Text, images: int, answer: str = "") -> Marked:
         """One prompt, how many images it has, and its answer if that is known -> its tokens and what each sees.
 
-        ValueError if marks and images do not match.
+        ValueError if marks and images do not match, and for a mark in the answer.
         """
         # what a chat template makes has its special tokens already
         ready = not isinstance(text, str) and self.tokenizer.chat_template is not None
-        whole = (text if isinstance(text, str) else self.chat(text)) + answer
+        whole = text if isinstance(text, str) else self.chat(text)
         marks = whole.count(self.mark)
         if not marks and images:
             whole, marks = self.mark * images + whole, images
@@ -101,28 +103,31 @@ class Processor:
                 f"the prompt has {marks} {self.mark} mark{'s' * (marks != 1)} but {images} "
                 f"image{'s' * (images != 1)} came with it: give one image for each mark ({shorten(whole)!r})"
             )
-        return self.tokenize(whole, special=not ready)
+        if self.mark in answer:
+            raise ValueError(f"the answer has {self.mark} in its words, where no image is: {shorten(answer)!r}")
+        return self.tokenize(whole, answer, special=not ready)
 
-    def tokenize(self, whole: str, special: bool = True) -> Marked:
-        """Text with marks -> its tokens and, for each, the number of marks before its end, less one.
+    def tokenize(self, prompt: str, answer: str = "", special: bool = True) -> Marked:
+        """A prompt with marks, its answer -> their tokens, and for each the number of marks before its end, less one.
 
         Args:
             special: add the special tokens that the tokenizer puts around a text, as the one that begins it.
         """
-        pieces = whole.split(self.mark)
-        plain = "".join(pieces)
-        if not plain.strip():
+        pieces = prompt.split(self.mark)
+        asked = "".join(pieces)
+        if not asked.strip():
             raise ValueError("the prompt is empty: say what to do with the image, as in 'Describe the image.'")
         ends: list[int] = []
         for piece in pieces[:-1]:
             ends.append(len(piece) + (ends[-1] if ends else 0))
-        coded = self.tokenizer(plain, add_special_tokens=special, return_offsets_mapping=True)
+        coded = self.tokenizer(asked + answer, add_special_tokens=special, return_offsets_mapping=True)
         stops = [stop for _, stop in coded["offset_mapping"]]
         # a mark at the very end counts as before the last token: it is the one that foretells what follows
         ends = [min(end, max(stops) - 1) for end in ends]
         # the largest so far: tokens without text of their own (an end-of-text) see what the one before them sees
         index = list(accumulate((sum(end < stop for end in ends) - 1 for stop in stops), max))
-        return Marked(list(coded["input_ids"]), index)
+        before = next((place for place, stop in enumerate(stops) if stop > len(asked)), len(stops))
+        return Marked(list(coded["input_ids"]), index, len(stops) - before)
 
     def chat(self, messages: Sequence[Message], generate: bool = True) -> str:
         """Chat messages through the decoder's own template, with a mark for each part `{"type": "image"}`.

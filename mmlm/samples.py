@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from mmlm.media import collate
 from mmlm.model import MultimodalLM
+from mmlm.processor import Marked
 from vision.features import FeatureCache
 from vision.images import Source
 
@@ -50,17 +51,19 @@ def encode_images(cache: FeatureCache, samples: Sequence[Sample], say: str) -> l
     return [tuple(keys[identity(image)] for image in sample.images) for sample in samples]
 
 
-def asked(model: MultimodalLM, sample: Sample) -> str:
-    """The chat that `model.ask` would send, as text with a mark for each image.
+def asked(model: MultimodalLM, sample: Sample, answered: bool = False) -> Marked:
+    """The chat that `model.ask` would send, as tokens; `answered`, with the sample's answer and its end after it.
 
-    ValueError for a question that has a mark in its words: it would stand for an image that is not there.
+    ValueError for a question or an answer that has a mark in its words: it would stand for an image that is not there.
     """
-    mark = model.processor.mark
-    if mark in sample.question:
-        raise ValueError(
-            f"sample {sample.id!r}: its question has {mark} in its words; take it out, images go in images="
-        )
-    return model.processor.chat(model.chat(sample.question, len(sample.images)))
+    processor, images = model.processor, len(sample.images)
+    for name, words in (("question", sample.question), ("answer", sample.answer)):
+        if processor.mark in words:
+            raise ValueError(
+                f"sample {sample.id!r}: its {name} has {processor.mark} in its words; take it out, images go in images="
+            )
+    answer = sample.answer + (processor.tokenizer.eos_token or "") if answered else ""
+    return processor.read(model.chat(sample.question, images), images, answer)
 
 
 def media_of(cache: FeatureCache, rows: Sequence[tuple[str, ...]], index: Tensor) -> dict[str, Any]:

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
-from finetune.batches import IGNORED, Batches, Encoded, Mixture, batch_of, dialogue, encode, rarity
+from finetune.batches import IGNORED, Batches, Encoded, Mixture, batch_of, encode, rarity
 from finetune.config import BatchConfig
 from mmlm.processor import Marked
+from mmlm.samples import asked
 
 
 @pytest.fixture
@@ -94,28 +95,28 @@ def test_learnt_is_the_answer_and_its_end(tiny_model, cache, make_samples):
     tokenizer = tiny_model.processor.tokenizer
     samples = make_samples(5, 2)
     for sample, entry in zip(samples, encode(tiny_model, cache, samples, ""), strict=True):
-        assert tokenizer.decode(entry.text.ids[-entry.learnt :]) == sample.answer + tokenizer.eos_token
+        assert tokenizer.decode(entry.text.ids[-entry.text.answer :]) == sample.answer + tokenizer.eos_token
         asked = tiny_model.processor.chat(tiny_model.chat(sample.question))
-        prompt = tokenizer.decode(entry.text.ids[: -entry.learnt])
+        prompt = tokenizer.decode(entry.text.ids[: -entry.text.answer])
         assert prompt == asked.replace(tiny_model.processor.mark, "")
 
 
 def test_learnt_is_counted_where_it_stands(tiny_model, make_samples):
     """Some tokenizers put a space before a text that stands alone."""
     (sample,) = make_samples(1)
-    wanted = dialogue(tiny_model, sample)[1]
+    wanted = asked(tiny_model, sample, answered=True).answer
     spaced = copy.deepcopy(tiny_model.processor.tokenizer)
     spaced.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     assert len(spaced(sample.answer)["input_ids"]) == len(sample.answer) + 1
     tiny_model.processor.tokenizer = spaced
-    assert dialogue(tiny_model, sample)[1] == wanted == len(sample.answer) + 1, "and its end"
+    assert asked(tiny_model, sample, answered=True).answer == wanted == len(sample.answer) + 1, "and its end"
 
 
 @pytest.mark.parametrize("field", ["question", "answer"])
 def test_a_mark_in_the_words_of_a_sample_is_refused(field, tiny_model, make_samples):
     (sample,) = make_samples(1)
     with pytest.raises(ValueError, match=rf"sample '0-0': its {field} has <image> in its words; take it out"):
-        dialogue(tiny_model, replace(sample, **{field: "an <image> of a cat"}))
+        asked(tiny_model, replace(sample, **{field: "an <image> of a cat"}), answered=True)
 
 
 def test_labels_are_the_learnt_tokens_in_their_places(make, tiny_model, cache):
@@ -131,14 +132,15 @@ def test_labels_are_the_learnt_tokens_in_their_places(make, tiny_model, cache):
             assert ids[:length].tolist() == entry.text.ids
             assert mask.tolist() == [1] * length + [0] * (len(mask) - length)
             learnt = torch.nonzero(labels != IGNORED).flatten()
-            assert learnt.tolist() == list(range(length - entry.learnt, length))
+            assert learnt.tolist() == list(range(length - entry.text.answer, length))
             assert labels[learnt].equal(ids[learnt])
 
 
 def test_what_is_taught_is_what_ask_asks(tiny_model, make_samples):
     """The prompt of training is the prompt of `ask`, token for token."""
     (sample,) = make_samples(1)
-    marked, learnt = dialogue(tiny_model, sample)
+    marked = asked(tiny_model, sample, answered=True)
+    learnt = marked.answer
     batch = tiny_model.processor(sample.images[0], tiny_model.chat(sample.question))
     assert marked.ids[:-learnt] == batch["input_ids"][0].tolist()
     assert marked.index[:-learnt] == batch["media_index"][0].tolist()
@@ -150,7 +152,7 @@ pairs = st.lists(st.tuples(st.sampled_from("pq"), st.sampled_from("abc")), min_s
 
 @given(pairs=pairs, power=st.floats(0, 1))
 def test_rare_answers_weigh_more_and_no_question_does(pairs, power):
-    data = [Encoded(question, answer, (), Marked([], []), 0) for question, answer in pairs]
+    data = [Encoded(question, answer, (), Marked([], [])) for question, answer in pairs]
     weights = rarity(data, power)
     for question in {question for question, _ in pairs}:
         mine = Counter(answer for asked, answer in pairs if asked == question)

@@ -41,7 +41,7 @@ def test_loss_and_gradients_are_those_of_the_whole_text(model, batches, cache):
     """Whatever the batch leaves out: prefixes that see no image, logits of what is not learnt."""
     loss, learnt = learnt_loss(model, model, batches[0])
     chosen = batches.choose(0)
-    assert learnt == sum(entry.learnt for entry in chosen)
+    assert learnt == sum(entry.text.answer for entry in chosen)
     check(model, loss, batch_of(model, cache, chosen))
 
 
