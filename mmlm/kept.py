@@ -3,8 +3,6 @@
 The last bits of a row of a product depend on how many rows there are. So that a run that is resumed, whose new texts
 come in other company, ends with the same bytes as one that was not, a text is computed in a chunk whose shape follows
 from the text alone.
-
-R rows, D width.
 """
 
 from collections.abc import Iterable, Sequence
