@@ -32,48 +32,45 @@ def calibrate(model: MultimodalLM, batches: Iterable[dict[str, Any]]) -> Tensor:
 
     Returns by how much the output embedding's input rises with each channel of the last block's, in the mean [D].
     """
-    hidden: list[list[Tensor]] = [[] for _ in model.config.layers]
-    said: list[Tensor] = []
     values: list[list[Tensor]] = [[] for _ in model.config.channels]
+    states: list[list[Tensor]] = [[] for _ in range(len(model.config.layers) + 1)]
     for batch in batches:
         for seen, got in zip(values, batch["media_values"], strict=True):
             seen.append(got.float())
-        record(model, batch, foretelling(batch["labels"]), hidden, said)
+        for seen, got in zip(states, record(model, batch, foretelling(batch["labels"])), strict=True):
+            seen.append(got)
     for norm, seen in zip(model.adapter.media.norms, values, strict=True):
         norm.fit(torch.cat(seen))
-    for block, seen in zip(model.adapter.blocks, hidden, strict=True):
-        states = torch.cat(seen)
-        block.norm.fit(states)
-        block.ff_norm.fit(states)
-        block.scale.copy_(states.std(0))
+    *hidden, said = map(torch.cat, states)
+    for block, its in zip(model.adapter.blocks, hidden, strict=True):
+        block.norm.fit(its)
+        block.ff_norm.fit(its)
+        block.scale.copy_(its.std(0))
         for gate, output in ((block.attention_gate, block.o), (block.ff_gate, block.down)):
             gate.fill_(OPEN)
             output.weight.zero_()
-    last, out = (torch.cat(seen) - torch.cat(seen).mean(0) for seen in (hidden[-1], said))
-    return (last * out).mean(0) / last.square().mean(0)
+    last = hidden[-1] - hidden[-1].mean(0)
+    return (last * said).mean(0) / last.square().mean(0)
 
 
-def record(
-    model: MultimodalLM, batch: dict[str, Any], where: Tensor, hidden: list[list[Tensor]], said: list[Tensor]
-) -> None:
-    """At the tokens `where`, blind, adds what goes into each block to `hidden`, into the output embedding to `said`."""
+def record(model: MultimodalLM, batch: dict[str, Any], where: Tensor) -> list[Tensor]:
+    """What goes into each block, and last into the output embedding, at L tokens `where` bool [R, T], blind: [L, D]."""
     layers = find_layers(model.decoder)
-    handles = []
-    for seen, number in zip(hidden, model.config.layers, strict=True):
+    states: list[Tensor] = []
 
-        def keep(_: nn.Module, args: Any, kwargs: Any, seen: list[Tensor] = seen) -> None:
-            seen.append((args[0] if args else kwargs["hidden_states"])[where].float())
+    def block(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        states.append((args[0] if args else kwargs["hidden_states"])[where].float())
 
-        handles.append(layers[number].register_forward_pre_hook(keep, with_kwargs=True))
+    def output(_: nn.Module, args: tuple[Tensor]) -> None:
+        states.append(args[0].flatten(0, 1).float())
 
-    def listen(_: nn.Module, args: tuple[Tensor]) -> None:
-        said.append(args[0][0].float())
-
-    try:
-        with logits_only(model.decoder, where):
-            handles.append(model.decoder.get_output_embeddings().register_forward_pre_hook(listen))
+    with logits_only(model.decoder, where):
+        handles = [layers[n].register_forward_pre_hook(block, with_kwargs=True) for n in model.config.layers]
+        handles.append(model.decoder.get_output_embeddings().register_forward_pre_hook(output))
+        try:
             text = {key: batch[key] for key in TEXT if key in batch}
             model.decoder(**text, use_cache="past_key_values" in text)
-    finally:
-        for handle in handles:
-            handle.remove()
+        finally:
+            for handle in handles:
+                handle.remove()
+    return states

@@ -37,10 +37,15 @@ class Words:
 
 
 def learn_words(model: MultimodalLM, ids: list[int], batches: Iterable[dict[str, Any]], steps: int) -> Words:
-    """Trains the media projection, and one vote for each of the words `ids`, on `steps` batches of `Batches.shown`."""
+    """Trains the media projection, and one vote for each of the words `ids`, on `steps` batches of `Batches.shown`.
+
+    FloatingPointError for features that are not finite.
+    """
     place = torch.full((max(ids) + 1,), IGNORED, device=model.device)
     place[ids] = torch.arange(len(ids), device=model.device)
     head = nn.Linear(model.config.media_dim, len(ids), device=model.device)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
     trained = [*model.adapter.media.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(trained, lr=LR, betas=(0.9, 0.95), weight_decay=WEIGHT_DECAY, fused=True)
     for step, batch in enumerate(batches):
@@ -48,8 +53,14 @@ def learn_words(model: MultimodalLM, ids: list[int], batches: Iterable[dict[str,
             group["lr"] = LR * min((step + 1) / 20, 1 - 0.95 * step / steps)
         labels = batch["labels"]
         known = (labels >= 0) & (labels < len(place))
-        targets = torch.where(known, place[labels.where(known, 0)], IGNORED)  # [R, L]
-        loss = cross_entropy(votes_of(model, head, batch)[:, :, None].expand(-1, -1, targets.shape[1]), targets)
+        targets = place[labels.where(known, 0)].where(known, IGNORED)  # [R, L]
+        known = targets != IGNORED
+        votes = votes_of(model, head, batch)[:, :, None].expand(-1, -1, targets.shape[1])
+        loss = cross_entropy(votes, targets, reduction="sum") / known.sum().clamp(min=1)
+        if not loss.isfinite():
+            raise FloatingPointError(
+                f"batch {step} of the words: loss {loss.item()}; are its images' features numbers?"
+            )
         loss.backward()
         clip_grad_norm_(trained, 1.0)
         optimizer.step()
@@ -85,6 +96,8 @@ def speak(model: MultimodalLM, words: Words, reach: Tensor) -> None:
     directions = model.decoder.get_output_embeddings().weight[words.ids].float()
     directions = (directions - directions.mean(0)) * reach  # [W, D]; what lifts all words alike says nothing
     votes = words.votes.float() - words.votes.float().mean(0)
+    if not votes.any():
+        return
     square = directions.T @ directions
     ridge = RIDGE * square.diagonal().mean() * torch.eye(len(square), device=square.device)
     push = torch.linalg.solve(square + ridge, directions.T @ votes)  # [D, M]

@@ -25,10 +25,9 @@ def batches(tiny_model, cache, encoded):
 
 def states_of(model, batches):
     """What goes into each block where tokens are learnt."""
-    hidden = [[] for _ in model.config.layers]
-    for batch in batches:
-        record(model, fresh(batch), torch.nn.functional.pad(batch["labels"][:, 1:] != IGNORED, (0, 1)), hidden)
-    return [torch.cat(mine) for mine in hidden]
+    where = [torch.nn.functional.pad(batch["labels"][:, 1:] != IGNORED, (0, 1)) for batch in batches]
+    parts = [record(model, fresh(batch), its)[:-1] for batch, its in zip(batches, where, strict=True)]
+    return [torch.cat(mine) for mine in zip(*parts, strict=True)]
 
 
 def test_blocks_are_shown_white_states(tiny_model, batches):
@@ -46,14 +45,16 @@ def test_blocks_are_shown_white_states(tiny_model, batches):
         torch.testing.assert_close(block.scale, states.std(0))
 
 
-def test_pooled_features_are_centred_and_scaled(tiny_model, batches):
+def test_pooled_features_are_whitened(tiny_model, batches):
     calibrate(tiny_model, map(fresh, batches))
     for norm, parts in zip(
         tiny_model.adapter.media.norms, zip(*(batch["media_values"] for batch in batches), strict=True), strict=True
     ):
         values = norm(torch.cat(parts))
+        covariance = values.T @ values / len(values)
         assert values.mean(0).abs().max() < 1e-3
-        assert 0.5 < values.std(0).mean() <= 1
+        assert torch.linalg.eigvalsh(covariance).max() < 1.01
+        assert (covariance - torch.diag(covariance.diagonal())).abs().mean() < 0.1
 
 
 def test_a_calibrated_model_is_born_exact(tiny_model, batches):
@@ -61,6 +62,17 @@ def test_a_calibrated_model_is_born_exact(tiny_model, batches):
     blind = {name: value for name, value in batch.items() if not name.startswith("media")}
     calibrate(tiny_model, [fresh(batches[0])])
     assert tiny_model(**fresh(batch)).logits.equal(tiny_model(**fresh(blind)).logits)
+
+
+def test_it_tells_how_far_the_last_block_reaches(tiny_model, batches):
+    """What the output embedding is given rises with the last block's states as said: the rest is not linear."""
+    reach = calibrate(tiny_model, map(fresh, batches))
+    where = [torch.nn.functional.pad(batch["labels"][:, 1:] != IGNORED, (0, 1)) for batch in batches]
+    parts = [record(tiny_model, fresh(batch), its)[-2:] for batch, its in zip(batches, where, strict=True)]
+    last, said = (torch.cat(mine) for mine in zip(*parts, strict=True))
+    last, said = last - last.mean(0), said - said.mean(0)
+    torch.testing.assert_close((last * (said - reach * last)).mean(0), torch.zeros(64), atol=1e-4, rtol=0)
+    assert (said - reach * last).square().mean() < 0.9 * said.square().mean()
 
 
 def test_calibration_trains_nothing_and_leaves_no_hook(tiny_model, batches):

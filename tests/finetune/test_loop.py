@@ -19,6 +19,9 @@ class Stopping:
     def __init__(self, batches, at, error):
         self.batches, self.at, self.error = batches, at, error
 
+    def __getattr__(self, name):
+        return getattr(self.batches, name)
+
     def __getitem__(self, number):
         if number == self.at:
             raise self.error
@@ -42,6 +45,7 @@ def config():
         log_every=2,
         save_every=4,
         calibrate=2,
+        words=3,
         optim=OptimConfig(lr=3e-3, warmup=3),
         batch=BatchConfig(2, 2),
     )
@@ -76,7 +80,7 @@ def test_it_learns_eight_images_by_heart(image_last, make_model, cache, make_sam
     samples = make_samples(8)
     batches = Batches(model, cache, encode(model, cache, samples, "encoding"), BatchConfig(8, 1), 0)
     rates = OptimConfig(lr=8e-3, gate_lr=2e-2, warmup=3)
-    config = TrainConfig(steps=50, log_every=5, save_every=50, calibrate=2, optim=rates)
+    config = TrainConfig(steps=50, log_every=5, save_every=50, calibrate=2, words=10, optim=rates)
     train(model, batches, config, tmp_path)
     written = lines(tmp_path)
     assert written[-1]["loss"] < 0.05 < written[0]["loss"]
@@ -141,7 +145,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoint(start, c
 
 
 def test_so_does_a_gradient(start, config, tmp_path):
-    config.save_every = 1
+    config.save_every, config.words = 1, 0
     model, batches = start()
     gradients = []
 
