@@ -25,6 +25,10 @@ def run_quickstart(args: Namespace) -> None:
 
     folder = Path(args.folder)
     config = resolved(read(QuickstartConfig(), folder) if args.resume else QuickstartConfig(), args)
+    from finetune.quickstart import has_run
     from finetune.quickstart import quickstart as walk
 
-    walk(config, folder, resume=args.resume, overwrite=args.overwrite)
+    try:
+        walk(config, folder, resume=args.resume, overwrite=args.overwrite)
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(*["--resume goes on with it"] * has_run(folder)) from error

@@ -47,8 +47,8 @@ class BatchConfig:
     """Samples of each image, at the most."""
     balance: float = within("[0, inf)", 1.0)
     """Draw a sample the more often, the rarer its answer is among those to its question: its share to the power of
-    -balance. At 1 every answer to a question is as common as any other, so that the question alone gives nothing away;
-    at 0 samples are drawn as they come."""
+    -balance. At 0 samples are drawn as they come, at 1 answers to a question are nearly as common as each other: not
+    quite, since an image's samples are drawn without replacement."""
 
 
 @dataclass

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from finetune.scenes import Scene, test_scenes, train_scenes
 from mmlm.samples import Sample
+from mmlm.zoo import EXTRA
 
-EXTRA = 'comes with an extra: pip install -e ".[quickstart]"'
 EASY_VQA_CREDIT = "easy-VQA (MIT), Victor Zhou, github.com/vzhou842/easy-VQA"
 
 

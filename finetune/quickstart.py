@@ -24,7 +24,7 @@ from finetune import checkpoint
 from finetune import config as settings
 from finetune.batches import Batches, Mixture, encode
 from finetune.config import QuickstartConfig
-from finetune.data import EASY_VQA_CREDIT, EXTRA, easy_vqa, scenes
+from finetune.data import EASY_VQA_CREDIT, easy_vqa, scenes
 from finetune.loop import METRICS, check_alone, train
 from finetune.plots import plot_loss
 from finetune.scenes import CREDIT
@@ -108,7 +108,7 @@ def quickstart(config: QuickstartConfig, folder: Path, *, resume: bool = False, 
 
 def check_folder(config: QuickstartConfig, folder: Path, *, resume: bool, overwrite: bool) -> None:
     """Can the run be started, resumed or started over in this folder? FileExistsError or ValueError if not."""
-    there = any((folder / name).exists() for name in RUN)
+    there = has_run(folder)
     if resume and overwrite:
         raise ValueError("--resume goes on with the run that is there, --overwrite starts it over: give one of them")
     if resume and not there:
@@ -122,11 +122,16 @@ def check_folder(config: QuickstartConfig, folder: Path, *, resume: bool, overwr
         )
 
 
+def has_run(folder: Path) -> bool:
+    """Is there a run in the folder, finished or not?"""
+    return any((folder / name).exists() for name in RUN)
+
+
 def check_packages() -> None:
     """ImportError, with the mend, if one is missing: not after an hour of training."""
     for name in EXTRAS:
         if find_spec(name) is None:
-            raise ImportError(f"{name} {EXTRA}")
+            raise ImportError(f"{name} {zoo.EXTRA}")
 
 
 def start_folder(config: QuickstartConfig, folder: Path) -> None:

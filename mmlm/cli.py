@@ -181,7 +181,7 @@ def plain(error: BaseException) -> str | None:
         return f"no space left on the disk for {name}: make some, then run this again"
     match error:
         case KeyboardInterrupt():
-            return "interrupted: what was finished is kept"
+            return "; ".join(["interrupted: what was finished is kept", *map(str, error.args)])
         case MemoryError():
             return one_line(f"out of memory {error}")
         case RuntimeError() if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for it

