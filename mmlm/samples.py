@@ -1,6 +1,7 @@
 """One question about images and its right answer: what every data set is read into."""
 
 from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,8 @@ from mmlm.model import MultimodalLM
 from mmlm.processor import Marked
 from vision.features import FeatureCache
 from vision.images import Source
+
+WORKERS = 2  # one opens and tiles while the other's picture is in the backbone: two thirds of the time, on 2 cores
 
 Image = Source | Callable[[], Source]
 
@@ -47,7 +50,12 @@ def identity(image: Image) -> Hashable:
 def encode_images(cache: FeatureCache, samples: Sequence[Sample], say: str) -> list[tuple[str, ...]]:
     """For each sample the keys of its images in the cache; what is not there is encoded, with a progress bar."""
     distinct = {identity(image): image for sample in samples for image in sample.images}
-    keys = {name: cache.add(opened(image)) for name, image in tqdm(distinct.items(), desc=say, unit="image")}
+    pool = ThreadPoolExecutor(WORKERS)
+    try:
+        added = pool.map(lambda image: cache.add(opened(image)), distinct.values())
+        keys = dict(zip(distinct, tqdm(added, total=len(distinct), desc=say, unit="image"), strict=True))
+    finally:
+        pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C too
     return [tuple(keys[identity(image)] for image in sample.images) for sample in samples]
 
 
