@@ -12,7 +12,7 @@ from mmlm.prefix import Prefixes
 from mmlm.samples import Sample, asked, encode_images, media_of
 from vision.features import FeatureCache
 
-BATCH = 128
+BATCH = 96  # at 2 of 4 experts each, 48 rows an expert: few pass the 64 that they are padded to
 
 
 def true_and_shuffled(

@@ -24,6 +24,7 @@ from mmlm.processor import Marked
 from mmlm.samples import Sample, asked, encode_images, media_of
 from vision.features import FeatureCache
 
+AHEAD = 8  # batches
 IGNORED = -100  # cross-entropy's mark for what is not learnt
 
 
@@ -110,7 +111,19 @@ class Batches:
         return batches
 
     def __getitem__(self, number: int) -> dict[str, Any]:
+        self.look_ahead(number)
         return batch_of(self.model, self.cache, self.choose(number), self.below)
+
+    def look_ahead(self, number: int) -> None:
+        """Has texts of the next batches computed too where some of this one are new, so that chunks are full."""
+        if self.below.usable and not self.below.kept.keys() >= set(self.texts(number)):
+            texts = [text for ahead in range(number, number + AHEAD) for text in self.texts(ahead)]
+            self.below.prefixes([(before,) for before, _ in texts if before])
+            self.below(texts)
+
+    def texts(self, number: int) -> list[Parts]:
+        """The texts of a batch, parted where they stop to be blind."""
+        return [entry.split(entry.blind) for entry in self.choose(number)]
 
     def shown(self, number: int) -> dict[str, Any]:
         """What batch `number` shows, as media, and teaches: `labels` [R, L], the answers alone. No decoder is run."""

@@ -79,13 +79,13 @@ class QuickstartConfig:
     """easy-VQA test questions to score, drawn at random; 9,673 are all."""
     scenes: int = within("[1, inf)", 1600)
     """Captioned scenes to train on."""
-    scenes_test: int = within("[1, inf)", 300)
+    scenes_test: int = within("[1, inf)", 200)
     """Captioned scenes to score, of object pairs never seen together in training."""
     blocks_from: int = within("[0, inf)", 26)
     """The first decoder layer, of 30, that has a gated block in front; those after it have one each."""
     captions_per_image: int = within("[1, inf)", 2)
     """Captions of one scene in a batch, of its five; they are longer than answers."""
-    vqa_share: float = within("[0, 1]", 0.65)
+    vqa_share: float = within("[0, 1]", 0.55)
     """Share of the training batches that are questions; the rest are captions."""
     seed: int = within("[0, inf)", 0)
     """Of all that is drawn at random."""

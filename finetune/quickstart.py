@@ -69,27 +69,28 @@ def quickstart(config: QuickstartConfig, folder: Path, *, resume: bool = False, 
     vqa_test = random.Random(config.seed).sample(vqa_test, min(config.vqa_test, len(vqa_test)))
     captions_test = scenes("test", config.scenes_test, asked, config.seed)
     with timed(seconds, "encode"):
-        caption_batch = replace(config.train.batch, per_image=config.captions_per_image)
-        parts = [
-            Batches(model, cache, encode(model, cache, samples, say), batch, config.seed)
-            for samples, say, batch in (
-                (vqa, "encoding easy-VQA", config.train.batch),
-                (captions, "encoding scenes", caption_batch),
-            )
-        ]
+        questions = encode(model, cache, vqa, "encoding easy-VQA")
+        sentences = encode(model, cache, captions, "encoding scenes")
         vqa_keys = encode_images(cache, vqa_test, "encoding easy-VQA's test split")
         captions_keys = encode_images(cache, captions_test, "encoding held-out scenes")
     if not resume:
         start_folder(config, folder)
-    shares = [config.vqa_share, 1 - config.vqa_share]
+    batch = config.train.batch
+    parts = [
+        Batches(model, cache, questions, batch, config.seed),
+        Batches(model, cache, sentences, replace(batch, per_image=config.captions_per_image), config.seed),
+    ]
     with timed(seconds, "train"):
-        train(model, Mixture(parts, shares), config.train, folder)
+        train(model, Mixture(parts, [config.vqa_share, 1 - config.vqa_share]), config.train, folder)
     model.save_pretrained(folder)
     plot_loss(folder / METRICS, folder / LOSS)
 
+    longest = max(entry.text.answer for entry in sentences)
     with timed(seconds, "eval"):
         vqa_said, vqa_blind = true_and_shuffled(model, cache, vqa_test, vqa_keys, max_new_tokens=6, say="easy-VQA")
-        said, blind = true_and_shuffled(model, cache, captions_test, captions_keys, say="scenes")
+        said, blind = true_and_shuffled(
+            model, cache, captions_test, captions_keys, max_new_tokens=longest, say="scenes"
+        )
     report = {
         "easy_vqa": vqa_report(easy_vqa("train"), vqa_test, vqa_said, vqa_blind),
         "scenes": caption_report(captions_test, said, blind),
