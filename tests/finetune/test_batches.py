@@ -119,6 +119,21 @@ def test_a_mark_in_the_words_of_a_sample_is_refused(field, tiny_model, make_samp
         asked(tiny_model, replace(sample, **{field: "an <image> of a cat"}), answered=True)
 
 
+def test_texts_are_computed_for_some_batches_at_once(make, monkeypatch):
+    """And a batch is what it is, whichever was asked for first."""
+    batches, other = make(12, 2, 2, 2), make(12, 2, 2, 2)
+    late = other[5]
+    computed = []
+    compute = batches.below.compute
+    monkeypatch.setattr(batches.below, "compute", lambda texts, widths: computed.append(1) or compute(texts, widths))
+    first = [batches[number] for number in range(6)]
+    once = len(computed)
+    assert batches.below.usable and 0 < once < 6
+    assert all(batches[number]["below"].equal(batch["below"]) for number, batch in enumerate(first))
+    assert len(computed) == once
+    assert first[5]["below"].equal(late["below"]) and first[5]["labels"].equal(late["labels"])
+
+
 def test_labels_are_the_learnt_tokens_in_their_places(make, tiny_model, cache):
     batches = make(4, 3, 3, 3)
     for number in range(4):
