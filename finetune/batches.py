@@ -44,6 +44,11 @@ class Encoded:
         """Tokens before the first that sees an image or foretells what is learnt."""
         return blind(self.text)
 
+    @property
+    def learnt(self) -> list[int]:
+        """The answer's tokens."""
+        return self.text.ids[len(self.text.ids) - self.text.answer :]
+
     def split(self, count: int) -> Parts:
         """Its tokens: the first `count`, and the rest."""
         return tuple(self.text.ids[:count]), tuple(self.text.ids[count:])
@@ -126,9 +131,11 @@ class Batches:
         return [entry.split(entry.blind) for entry in self.choose(number)]
 
     def shown(self, number: int) -> dict[str, Any]:
-        """What batch `number` shows, as media, and teaches: `labels` [R, L], the answers alone. No decoder is run."""
-        chosen = self.choose(number)
-        answers = [torch.tensor(entry.text.ids[-entry.text.answer :]) for entry in chosen]
+        """What batch `number` shows, as media, and teaches of it: `labels` [R, L], the answers. No decoder is run."""
+        chosen = [entry for entry in self.choose(number) if entry.images]
+        if not chosen:
+            return {"labels": torch.zeros(0, 0, dtype=torch.int64)}
+        answers = [torch.tensor(entry.learnt) for entry in chosen]
         labels = pad_sequence(answers, batch_first=True, padding_value=IGNORED)
         index = torch.zeros(len(chosen), 1, dtype=torch.int64)
         return media_of(self.cache, [entry.images for entry in chosen], index) | {"labels": labels}
@@ -136,7 +143,7 @@ class Batches:
     def words(self) -> Counter[int]:
         """How often each token is learnt in an epoch of all samples."""
         entries = (entry for mine in self.by_image.values() for entry in mine)
-        return Counter(word for entry in entries for word in entry.text.ids[-entry.text.answer :])
+        return Counter(word for entry in entries for word in entry.learnt)
 
 
 def rarity(data: Sequence[Encoded], power: float) -> dict[tuple[str, str], float]:
@@ -170,7 +177,7 @@ class Mixture:
         return self.parts[part].shown(place)
 
     def words(self) -> Counter[int]:
-        return sum((part.words() for part in self.parts), Counter())
+        return sum((part.words() for part, share in zip(self.parts, self.shares, strict=True) if share), Counter())
 
     def locate(self, number: int) -> tuple[int, int]:
         """Which part batch `number` is from, and its number there: the part whose count lags most behind its share."""

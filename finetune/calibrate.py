@@ -30,7 +30,8 @@ def calibrate(model: MultimodalLM, batches: Iterable[dict[str, Any]]) -> Tensor:
     weights behind the gate from the first step on; a gate that starts shut first opens onto noise, and then shuts for
     good.
 
-    Returns by how much the output embedding's input rises with each channel of the last block's, in the mean [D].
+    Returns by how much the output embedding's input rises with each channel of the last block's, in the mean [D]; zeros
+    where the two are not of one width.
     """
     values: list[list[Tensor]] = [[] for _ in model.config.channels]
     states: list[list[Tensor]] = [[] for _ in range(len(model.config.layers) + 1)]
@@ -50,7 +51,9 @@ def calibrate(model: MultimodalLM, batches: Iterable[dict[str, Any]]) -> Tensor:
             gate.fill_(OPEN)
             output.weight.zero_()
     last = hidden[-1] - hidden[-1].mean(0)
-    return (last * said).mean(0) / last.square().mean(0)
+    if last.shape != said.shape:
+        return torch.zeros(last.shape[1], device=last.device)
+    return (last * said).mean(0) / last.square().mean(0).clamp(min=1e-12)
 
 
 def record(model: MultimodalLM, batch: dict[str, Any], where: Tensor) -> list[Tensor]:

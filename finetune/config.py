@@ -64,7 +64,7 @@ class TrainConfig:
     calibrate: int = within("[0, inf)", 8)
     """Batches over which the adapter's norms are fitted to the frozen parts before the first step; 0: not at all."""
     words: int = within("[0, inf)", 480)
-    """Batches on which media embeddings learn the answers' words after that, without the decoder; 0: not at all."""
+    """Batches on which media learn the answers' words, without the decoder, once calibrated; 0: not at all."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
 

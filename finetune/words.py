@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.nn.utils.clip_grad import clip_grad_norm_
 
 from finetune.batches import IGNORED
@@ -51,12 +50,13 @@ def learn_words(model: MultimodalLM, ids: list[int], batches: Iterable[dict[str,
     for step, batch in enumerate(batches):
         for group in optimizer.param_groups:
             group["lr"] = LR * min((step + 1) / 20, 1 - 0.95 * step / steps)
-        labels = batch["labels"]
+        if not len(labels := batch["labels"]):
+            continue
         known = (labels >= 0) & (labels < len(place))
         targets = place[labels.where(known, 0)].where(known, IGNORED)  # [R, L]
         known = targets != IGNORED
-        votes = votes_of(model, head, batch)[:, :, None].expand(-1, -1, targets.shape[1])
-        loss = cross_entropy(votes, targets, reduction="sum") / known.sum().clamp(min=1)
+        scores = votes_of(model, head, batch).log_softmax(1).gather(1, targets.where(known, 0))  # [R, L]
+        loss = -scores[known].sum() / known.sum().clamp(min=1)
         if not loss.isfinite():
             raise FloatingPointError(
                 f"batch {step} of the words: loss {loss.item()}; are its images' features numbers?"
@@ -87,7 +87,8 @@ def speak(model: MultimodalLM, words: Words, reach: Tensor) -> None:
     """Writes the votes into the last block's values and output: what it sees, the decoder is the likelier to say.
 
     The push x for an embedding m is such that the output embedding's logits rise by the votes, U (reach * x) = votes m,
-    in least squares; the block has room for as many of its directions as its key heads are wide.
+    in least squares; of its directions the block has room for the largest, as many as its key heads are wide. What a
+    decoder does to logits after the output embedding (scaling, soft caps) is not reckoned with.
 
     Args:
         reach: by how much the output embedding's input rises with each channel of that block's [D].
@@ -96,22 +97,22 @@ def speak(model: MultimodalLM, words: Words, reach: Tensor) -> None:
     directions = model.decoder.get_output_embeddings().weight[words.ids].float()
     directions = (directions - directions.mean(0)) * reach  # [W, D]; what lifts all words alike says nothing
     votes = words.votes.float() - words.votes.float().mean(0)
-    if not votes.any():
+    if not votes.any() or not reach.any():
         return
     square = directions.T @ directions
     ridge = RIDGE * square.diagonal().mean() * torch.eye(len(square), device=square.device)
     push = torch.linalg.solve(square + ridge, directions.T @ votes)  # [D, M]
-    left, size, right = torch.linalg.svd(push / (torch.tanh(block.attention_gate) * block.scale)[:, None])
-    room = min(len(size), block.K * block.d)
-    # every head gets large and small directions
+    unit = torch.tanh(block.attention_gate) * block.scale
+    push = torch.where(unit[:, None] > 0, push / unit[:, None], 0)
+    left, size, right = torch.linalg.svd(push, full_matrices=False)
+    # every head gets large and small directions; where there are too few of them, places stay empty
     order = torch.arange(block.K * block.d, device=size.device).view(block.d, block.K).T.flatten()
-    order = order[order < room]
-    root = size.sqrt()[order]
-    values, output = root[:, None] * right[order], left[:, order] * root
-    unit = block.v.weight.square().mean().sqrt() / values.square().mean().sqrt()
-    block.v.weight[: len(order)] = values * unit
-    wide = torch.zeros(len(output), block.K * block.d, device=output.device)
-    wide[:, : len(order)] = output / unit
+    places, order = order < len(size), order[order < len(size)]
+    values, output = size.sqrt()[order, None] * right[order], left[:, order] * size.sqrt()[order]
+    rise = block.v.weight.square().mean().sqrt() / values.square().mean().sqrt()
+    block.v.weight[places] = values * rise
+    wide = torch.zeros(len(output), len(places), device=output.device)
+    wide[:, places] = output / rise
     heads = wide.unflatten(1, (block.K, 1, block.d))  # the query heads of a key head share what it says
     groups = block.o.in_features // (block.K * block.d)
     block.o.weight.copy_(heads.expand(-1, -1, groups, -1).flatten(1) / groups)

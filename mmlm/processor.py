@@ -122,11 +122,11 @@ class Processor:
             ends.append(len(piece) + (ends[-1] if ends else 0))
         coded = self.tokenizer(asked + answer, add_special_tokens=special, return_offsets_mapping=True)
         stops = [stop for _, stop in coded["offset_mapping"]]
-        # a mark at the very end counts as before the last token: it is the one that foretells what follows
-        ends = [min(end, max(stops) - 1) for end in ends]
+        before = next((place for place, stop in enumerate(stops) if stop > len(asked)), len(stops))
+        # a mark at the very end counts as before the prompt's last token: it is the one that foretells what follows
+        ends = [min(end, max(stops[:before], default=1) - 1) for end in ends]
         # the largest so far: tokens without text of their own (an end-of-text) see what the one before them sees
         index = list(accumulate((sum(end < stop for end in ends) - 1 for stop in stops), max))
-        before = next((place for place, stop in enumerate(stops) if stop > len(asked)), len(stops))
         return Marked(list(coded["input_ids"]), index, len(stops) - before)
 
     def chat(self, messages: Sequence[Message], generate: bool = True) -> str:

@@ -14,7 +14,7 @@ from mmlm.processor import Marked
 from vision.features import FeatureCache
 from vision.images import Source
 
-WORKERS = 2  # one opens and tiles while the other's picture is in the backbone: two thirds of the time, on 2 cores
+WORKERS = 2  # one opens and tiles while the other's picture is in the backbone, and 2 cores are busy
 
 Image = Source | Callable[[], Source]
 
@@ -26,7 +26,7 @@ class Sample:
     id: str
     """Unique in its data set."""
     images: tuple[Image, ...]
-    """The images before the question; a function makes one when it is needed."""
+    """The images before the question; a function, called from one thread or another, makes one when it is needed."""
     question: str
     """What the user says."""
     answer: str

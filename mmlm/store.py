@@ -10,7 +10,7 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
@@ -85,12 +85,12 @@ def load(name: str | os.PathLike[str], revision: str | None = None) -> tuple[Ada
                 f"{name}: no such folder, and no adapter of that name could be fetched from the hub; "
                 "`mmlm quickstart` trains one into runs/quickstart"
             ) from error
-    config = AdapterConfig.load(paths[0])
+    config, data = AdapterConfig.load(paths[0]), Path(paths[1]).read_bytes()
     try:
-        weights = load_file(paths[1])
+        weights = from_bytes(data)
     except SafetensorError as error:
         raise ValueError(f"{paths[1]}: damaged ({error}); copy or train it anew") from error
-    if digest(paths[1].read_bytes()) != config.weights:
+    if digest(data) != config.weights:
         raise ValueError(
             f"{paths[1]}: not the weights that {CONFIG} beside it was saved with: one of the two is damaged, "
             "or of another save; copy both anew, or train again"

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
+from threading import RLock
 from typing import Any, BinaryIO, TypeAlias
 from urllib.error import HTTPError
 
@@ -161,11 +162,14 @@ def _decode(file: BinaryIO, name: str) -> Image.Image:
             ) from error
 
 
+_FILTERS = RLock()  # of warnings: they belong to all threads
+
+
 @contextmanager
 def _refusals(name: str) -> Iterator[None]:
     """Make one `ImageError` of what Pillow raises: on damaged files OSError, SyntaxError, struct.error and others."""
     try:
-        with warnings.catch_warnings():
+        with _FILTERS, warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is what decides
             yield
     except ImageError:

@@ -1,12 +1,13 @@
 """Words before the first step: votes find what an answer says, and the last block says what the votes found."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from finetune.batches import IGNORED, Batches, Mixture
+from finetune.batches import IGNORED, Batches, Mixture, encode
 from finetune.calibrate import calibrate
 from finetune.config import BatchConfig
 from finetune.words import Words, learn_words, speak, votes_of
@@ -116,6 +117,26 @@ def test_the_last_block_says_what_the_votes_found(make_model, batches):
     both = torch.stack([(x - x.mean(1, keepdim=True)).flatten() for x in (logits, votes)])
     assert torch.corrcoef(both)[0, 1] > 0.95
     assert 0.8 < (both[0] @ both[1] / both[1].square().sum()) < 1.1
+
+
+def test_every_key_head_speaks(make_model, batches):
+    """With fewer directions than there is room for, too."""
+    model = make_model(media_dim=16)
+    words = Words(torch.arange(40, 60), torch.randn(20, 16, generator=torch.Generator().manual_seed(1)))
+    speak(model, words, ready(model, batches))
+    block = model.adapter.blocks[-1]
+    assert (block.o.weight.detach().unflatten(1, (block.K, -1)).square().sum((0, 2)) > 0).all()
+
+
+def test_rows_without_an_image_teach_no_words(tiny_model, cache, make_samples):
+    samples = make_samples(4)
+    samples = [replace(sample, images=()) if place % 2 else sample for place, sample in enumerate(samples)]
+    mixed = Batches(tiny_model, cache, encode(tiny_model, cache, samples, "encoding"), BatchConfig(4, 2), 0)
+    assert len(mixed.shown(0)["labels"]) == 2
+    words = learn_words(tiny_model, sorted(mixed.words()), [mixed.shown(0)], 1)
+    assert words.votes.isfinite().all()
+    blind = Batches(tiny_model, cache, encode(tiny_model, cache, samples[1::2], "encoding"), BatchConfig(4, 2), 0)
+    assert not learn_words(tiny_model, [40], [blind.shown(0)], 1).votes.any()
 
 
 @pytest.mark.parametrize("wide", [8, 200])

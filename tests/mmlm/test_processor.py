@@ -276,3 +276,12 @@ def test_bad_images_are_named(content, processor, picture, tmp_path):
         path.write_bytes(content)
     with pytest.raises(ImageError, match=r"dog\.png"):
         processor([picture(1), path], ["a", "b"])
+
+
+@pytest.mark.parametrize("prompt", ["q<image>", "ab<image>", "<image>q<image>", "<image>q", "a<image>b"])
+def test_a_prompt_sees_the_same_with_its_answer_and_without(prompt, processor):
+    """A mark at the very end too: the token before it foretells the answer."""
+    images = prompt.count(MARK)
+    alone, answered = processor.read(prompt, images), processor.read(prompt, images, "yes")
+    assert answered.ids[: len(alone.ids)] == alone.ids and answered.index[: len(alone.ids)] == alone.index
+    assert answered.answer == 3 and alone.answer == 0
