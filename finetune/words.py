@@ -2,9 +2,10 @@
 
 Through a frozen decoder a gated block is slow to learn the names of what it sees: one batch brings a few of hundreds of
 names, and all of them pull at the same matrices. Without the decoder it is quick: every media embedding votes for
-words, the votes of an image are added up, and the words of its answers are to win. (Bags of words as targets: Joulin
-et al. 2016, "Learning Visual Features from Large Weakly Supervised Data", arXiv:1511.02251.) What was learnt is then
-written into the last block, whose values come out as a push towards those words. docs/findings.md has the measurements.
+words, the exponentials of an image's votes are added up, and the words of its answers are to win. (Bags of words as
+targets: Joulin et al. 2016, "Learning Visual Features from Large Weakly Supervised Data", arXiv:1511.02251.) What was
+learnt is then written into the last block, whose values come out as a push towards those words. docs/findings.md has
+the measurements.
 
 N embeddings of a batch, R rows, S embeddings of a row, L learnt tokens of a row, W words, M width of an embedding, D of
 the decoder, K key heads, G query heads of each, d width of a head.
@@ -20,6 +21,7 @@ from torch.nn.utils.clip_grad import clip_grad_norm_
 
 from finetune.batches import IGNORED
 from mmlm.block import GatedBlock
+from mmlm.media import casting
 from mmlm.model import MultimodalLM
 
 LR = 2e-3
@@ -40,7 +42,7 @@ def learn_words(model: MultimodalLM, ids: list[int], batches: Iterable[dict[str,
 
     FloatingPointError for features that are not finite.
     """
-    place = torch.full((max(ids) + 1,), IGNORED, device=model.device)
+    place = torch.full((max(ids) + 2,), IGNORED, device=model.device)  # the last is of all other tokens
     place[ids] = torch.arange(len(ids), device=model.device)
     head = nn.Linear(model.config.media_dim, len(ids), device=model.device)
     nn.init.zeros_(head.weight)
@@ -52,8 +54,7 @@ def learn_words(model: MultimodalLM, ids: list[int], batches: Iterable[dict[str,
             group["lr"] = LR * min((step + 1) / 20, 1 - 0.95 * step / steps)
         if not len(labels := batch["labels"]):
             continue
-        known = (labels >= 0) & (labels < len(place))
-        targets = place[labels.where(known, 0)].where(known, IGNORED)  # [R, L]
+        targets = place[labels.clamp(-1, len(place) - 1)]  # [R, L]
         known = targets != IGNORED
         scores = votes_of(model, head, batch).log_softmax(1).gather(1, targets.where(known, 0))  # [R, L]
         loss = -scores[known].sum() / known.sum().clamp(min=1)
@@ -71,8 +72,7 @@ def learn_words(model: MultimodalLM, ids: list[int], batches: Iterable[dict[str,
 
 def votes_of(model: MultimodalLM, head: nn.Linear, batch: dict[str, Any]) -> Tensor:
     """The words' logits [R, W] of each row of a batch: exponentials of votes, summed over what the row sees."""
-    dtype = model.decoder.dtype
-    with torch.autocast(model.device.type, dtype, enabled=dtype in (torch.bfloat16, torch.float16)):
+    with casting(model.device, model.decoder.dtype):
         embeddings = model.adapter.media([value.float() for value in batch["media_values"]], batch["media_places"])
         votes = head(embeddings)
     seen = batch["media_gather"].where(batch["media_owner"] >= 0, -1)  # [R, S]

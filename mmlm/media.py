@@ -23,7 +23,6 @@ from torch.nn.utils.rnn import pad_sequence
 from mmlm.adapter import Adapter
 from vision.encoder import Features, Prepared
 
-HALVES = (torch.bfloat16, torch.float16)  # dtypes of decoders whose gated blocks run under autocast
 KEYS = (
     "pixel_values",
     "media_cells",
@@ -81,6 +80,11 @@ def collate(images: Sequence[Features] | Sequence[Prepared], rows: list[list[int
     return batch
 
 
+def casting(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """A context in which the adapter, of fp32 weights, multiplies in 16 bits if its decoder does."""
+    return torch.autocast(device.type, dtype, enabled=dtype in (torch.bfloat16, torch.float16))
+
+
 class View:
     """The media of one call of the model (a forward, or a whole generation) as its gated blocks see them.
 
@@ -117,7 +121,7 @@ class View:
         """Hidden states [rows, T, D] before a decoder layer -> the same after gated block number `block`."""
         if self.blind:
             return hidden
-        with torch.autocast(hidden.device.type, self.dtype, enabled=self.dtype in HALVES):
+        with casting(hidden.device, self.dtype):
             k, v = self.keys_values(block, hidden.shape[0] // len(self.index))
             return self.adapter.blocks[block](hidden, k, v, self.mask, self.sees)
 

@@ -17,7 +17,7 @@ from mmlm import store, zoo
 from mmlm.adapter import Adapter
 from mmlm.config import FOUND, AdapterConfig, place_blocks
 from mmlm.decoder import find_layers, fingerprint, freeze, load_decoder
-from mmlm.media import HALVES, KEYS, View
+from mmlm.media import KEYS, View, casting
 from mmlm.processor import Message, Processor, Text, is_one
 from mmlm.splice import Splice
 from mmlm.stream import pieces
@@ -173,7 +173,7 @@ class MultimodalLM(nn.Module):
         if values is None:
             values = self.vision(media["pixel_values"], media["media_cells"])
         dtype = self.decoder.dtype
-        with torch.autocast(self.device.type, dtype, enabled=dtype in HALVES):
+        with casting(self.device, dtype):
             embeddings = self.adapter.media([value.float() for value in values], media["media_places"])
         return self.splice.looking(View(self.adapter, embeddings, media, self.config.attend, dtype))
 

@@ -20,6 +20,14 @@ def test_a_saved_config_is_the_same_again(tmp_path):
     assert AdapterConfig.load(tmp_path / "c.json") == config
 
 
+def changed(change, folder):
+    """The path of a saved config with some fields changed by hand."""
+    path = folder / "adapter_config.json"
+    AdapterConfig().save(path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    return path
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -29,9 +37,7 @@ def test_a_saved_config_is_the_same_again(tmp_path):
     ],
 )
 def test_configs_of_other_versions_are_refused(change, words, tmp_path):
-    path = tmp_path / "adapter_config.json"
-    AdapterConfig().save(path)
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    path = changed(change, tmp_path)
     with pytest.raises(ValueError, match=f"adapter_config.json: {words}.*upgrade mmlm"):
         AdapterConfig.load(path)
 
@@ -76,9 +82,7 @@ def test_impossible_settings_are_refused(fields, words):
     ids=str,
 )
 def test_damaged_configs_are_refused_by_name(change, words, tmp_path):
-    path = tmp_path / "adapter_config.json"
-    AdapterConfig().save(path)
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    path = changed(change, tmp_path)
     with pytest.raises(ValueError, match=rf"adapter_config\.json: damaged \(.*{words}.*copy it anew"):
         AdapterConfig.load(path)
 
