@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from finetune.below import Below
@@ -24,7 +22,7 @@ from mmlm.processor import Marked
 from mmlm.samples import Sample, asked, encode_images, media_of
 from vision.features import FeatureCache
 
-AHEAD = 8  # batches
+AHEAD = 16  # batches
 IGNORED = -100  # cross-entropy's mark for what is not learnt
 
 
@@ -50,8 +48,9 @@ class Encoded:
         return self.text.ids[len(self.text.ids) - self.text.answer :]
 
     def split(self, count: int) -> Parts:
-        """Its tokens: the first `count`, and the rest."""
-        return tuple(self.text.ids[:count]), tuple(self.text.ids[count:])
+        """Its tokens but the last, which foretells nothing: the first `count`, the prompt's others, the answer's."""
+        prompt = len(self.text.ids) - self.text.answer
+        return tuple(map(tuple, (self.text.ids[:count], self.text.ids[count:prompt], self.text.ids[prompt:-1])))
 
 
 def encode(model: MultimodalLM, cache: FeatureCache, samples: Sequence[Sample], say: str) -> list[Encoded]:
@@ -121,13 +120,11 @@ class Batches:
 
     def look_ahead(self, number: int) -> None:
         """Has texts of the next batches computed too where some of this one are new, so that chunks are full."""
-        if self.below.usable and not self.below.kept.keys() >= set(self.texts(number)):
-            texts = [text for ahead in range(number, number + AHEAD) for text in self.texts(ahead)]
-            self.below.prefixes([(before,) for before, _ in texts if before])
-            self.below(texts)
+        if self.below.usable and not self.below.keeps(self.texts(number)):
+            self.below.rests([text for ahead in range(number, number + AHEAD) for text in self.texts(ahead)])
 
     def texts(self, number: int) -> list[Parts]:
-        """The texts of a batch, parted where they stop to be blind."""
+        """The texts of a batch, parted where they stop to be blind and where answers start."""
         return [entry.split(entry.blind) for entry in self.choose(number)]
 
     def shown(self, number: int) -> dict[str, Any]:
@@ -190,30 +187,25 @@ class Mixture:
         return self.places[number]
 
 
-def foretelling(labels: Tensor) -> Tensor:
-    """Which tokens' logits are learnt from, bool [R, T]: those right before a learnt one."""
-    return pad(labels[:, 1:] != IGNORED, (0, 1))
-
-
 def batch_of(
     model: MultimodalLM, cache: FeatureCache, chosen: Sequence[Encoded], below: Below | None = None
 ) -> dict[str, Any]:
     """Samples -> what `learnt_loss` takes: the model's inputs, right-padded, `labels` [R, T], and states from `below`.
 
-    With `below`, text before the images is left to what the decoder remembers of it; such a batch is good for one
-    forward.
+    Labels are what each token foretells, where that is learnt. With `below`, text before the images is left to what the
+    decoder remembers of it; such a batch is good for one forward.
     """
     prefixes = below.prefixes if below else Prefixes(model.decoder)
     skipped = [entry.blind if below and prefixes.usable else 0 for entry in chosen]
     texts = [entry.split(count) for entry, count in zip(chosen, skipped, strict=True)]
-    batch = prefixes.rests(texts)
+    batch = prefixes.rests([(before, seeing + answer) for before, seeing, answer in texts])
     labels = torch.full_like(batch["input_ids"], IGNORED)
     index = torch.full_like(batch["attention_mask"], -1)
     first = index.shape[1] - labels.shape[1]
-    for row, (entry, (_, rest), count) in enumerate(zip(chosen, texts, skipped, strict=True)):
-        learnt = slice(len(rest) - entry.text.answer, len(rest))
-        labels[row, learnt] = batch["input_ids"][row, learnt]
-        index[row, first : first + len(rest)] = torch.tensor(entry.text.index[count:])
+    for row, (entry, (_, seeing, answer), count) in enumerate(zip(chosen, texts, skipped, strict=True)):
+        rest, said = len(seeing) + len(answer), len(seeing) - 1
+        labels[row, said : said + entry.text.answer] = torch.tensor(entry.learnt)
+        index[row, first : first + rest] = torch.tensor(entry.text.index[count : count + rest])
     media = media_of(cache, [entry.images for entry in chosen], index)
-    states = pad_sequence(below(texts), batch_first=True) if below and below.usable else None
+    states = pad_sequence(below.rests(texts), batch_first=True) if below and below.usable else None
     return batch | media | {"labels": labels, "below": states}

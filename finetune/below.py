@@ -29,6 +29,21 @@ class Below(Kept):
         self.prefixes = Prefixes(model.decoder)
         self.usable = self.first > 0 and self.prefixes.usable and gives_tensors(self.decoder, self.layers)
 
+    def rests(self, texts: Sequence[Parts]) -> list[Tensor]:
+        """The states of texts (prefix, rest of the prompt, answer) but for their prefixes.
+
+        What follows the prefix is kept in two pieces: all captions share what their prompt ends with.
+        """
+        pieces = [parted(text) for text in texts]
+        distinct = list(dict.fromkeys(piece for its in pieces for piece in its))
+        self.prefixes([(before,) for before, _ in distinct if before])
+        states = dict(zip(distinct, self(distinct), strict=True))
+        return [torch.cat([states[piece] for piece in its]) for its in pieces]
+
+    def keeps(self, texts: Sequence[Parts]) -> bool:
+        """Is all of the texts kept?"""
+        return all(piece in self.kept for text in texts for piece in parted(text))
+
     def compute(self, texts: Sequence[Parts], widths: Sequence[int]) -> Iterable[Tensor]:
         inputs = self.prefixes.rests(texts, widths)  # may run all layers
         seen: list[Tensor] = []
@@ -43,6 +58,13 @@ class Below(Kept):
         finally:
             handle.remove()
         return [states[: len(rest)].clone() for (_, rest), states in zip(texts, seen[0], strict=True)]
+
+
+def parted(text: Parts) -> list[Parts]:
+    """A text (prefix, rest of prompt, answer) -> (prefix, rest of prompt) and, if it is answered, (prompt, answer)."""
+    before, seeing, answer = text
+    pieces: list[Parts] = [(before, seeing), (before + seeing, answer)]
+    return pieces if answer else pieces[:1]
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from finetune.batches import foretelling
+from finetune.batches import IGNORED
 from finetune.loss import logits_only
 from mmlm.decoder import find_layers
 from mmlm.model import MultimodalLM
@@ -38,7 +38,7 @@ def calibrate(model: MultimodalLM, batches: Iterable[dict[str, Any]]) -> Tensor:
     for batch in batches:
         for seen, got in zip(values, batch["media_values"], strict=True):
             seen.append(got.float())
-        for seen, got in zip(states, record(model, batch, foretelling(batch["labels"])), strict=True):
+        for seen, got in zip(states, record(model, batch, batch["labels"] != IGNORED), strict=True):
             seen.append(got)
     for norm, seen in zip(model.adapter.media.norms, values, strict=True):
         norm.fit(torch.cat(seen))

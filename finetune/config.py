@@ -55,7 +55,7 @@ class BatchConfig:
 class TrainConfig:
     """One training run."""
 
-    steps: int = within("[1, inf)", 440)
+    steps: int = within("[1, inf)", 480)
     """Optimizer steps."""
     log_every: int = within("[1, inf)", 10)
     """Steps between lines of metrics.jsonl."""
@@ -85,7 +85,7 @@ class QuickstartConfig:
     """The first decoder layer, of 30, that has a gated block in front; those after it have one each."""
     captions_per_image: int = within("[1, inf)", 2)
     """Captions of one scene in a batch, of its five; they are longer than answers."""
-    vqa_share: float = within("[0, 1]", 0.55)
+    vqa_share: float = within("[0, 1]", 0.62)
     """Share of the training batches that are questions; the rest are captions."""
     seed: int = within("[0, inf)", 0)
     """Of all that is drawn at random."""

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from finetune.scenes import Scene, test_scenes, train_scenes
-from mmlm.samples import Sample
+from mmlm.samples import Image, Sample
 from mmlm.zoo import EXTRA
 
 EASY_VQA_CREDIT = "easy-VQA (MIT), Victor Zhou, github.com/vzhou842/easy-VQA"
@@ -24,6 +24,20 @@ def easy_vqa(split: str, images: int | None = None) -> list[Sample]:
         Sample(f"easy-vqa-{split}-{n}", (paths[image],), question, answer, (answer,), kind_of(answer))
         for n, (question, answer, image) in enumerate(zip(*questions, strict=True))
         if images is None or image < images
+    ]
+
+
+def named(samples: Sequence[Sample], question: str) -> list[Sample]:
+    """A caption for every image of which easy-VQA's questions `samples` ask both color and shape: "a red circle"."""
+    known: dict[tuple[Image, ...], dict[str, str]] = {}
+    for sample in samples:
+        known.setdefault(sample.images, {})[sample.kind] = sample.answer
+    captions = {
+        its: f"a {said['color']} {said['shape']}" for its, said in known.items() if {"color", "shape"} <= {*said}
+    }
+    return [
+        Sample(f"easy-vqa-caption-{n}", its, question, caption, (caption,), "caption")
+        for n, (its, caption) in enumerate(captions.items())
     ]
 
 

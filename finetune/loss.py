@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from finetune.batches import foretelling
+from finetune.batches import IGNORED
 from finetune.below import from_below
 from mmlm.decoder import find_layers
 from mmlm.model import MultimodalLM
@@ -41,12 +41,12 @@ def learnt_loss(forward: nn.Module, model: MultimodalLM, batch: dict[str, Any]) 
     Args:
         forward: the model, or what a distributed wrapper made of it.
         model: the model itself.
-        batch: of `Batches`, with `labels` [R, T] and `below`.
+        batch: of `Batches`, with `labels` [R, T], what each token foretells, and `below`.
     """
     inputs = dict(batch)
     labels = inputs.pop("labels")
-    ahead = foretelling(labels)
-    wanted = labels[:, 1:][ahead[:, :-1]]
+    ahead = labels != IGNORED
+    wanted = labels[ahead]
     layers, first = find_layers(model.decoder), model.config.layers[0]
     with logits_only(model.decoder, ahead), from_below(layers, first, inputs.pop("below")):
         logits = forward(**inputs, use_cache="past_key_values" in inputs).logits[0]

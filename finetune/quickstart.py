@@ -24,7 +24,7 @@ from finetune import checkpoint
 from finetune import config as settings
 from finetune.batches import Batches, Mixture, encode
 from finetune.config import QuickstartConfig
-from finetune.data import EASY_VQA_CREDIT, easy_vqa, scenes
+from finetune.data import EASY_VQA_CREDIT, easy_vqa, named, scenes
 from finetune.loop import METRICS, check_alone, train
 from finetune.plots import plot_loss
 from finetune.scenes import CREDIT
@@ -64,6 +64,7 @@ def quickstart(config: QuickstartConfig, folder: Path, *, resume: bool = False, 
     print(f"\nimages: {EASY_VQA_CREDIT}\n        {CREDIT}\n", file=sys.stderr)
     asked = model.config.caption_prompt
     vqa = easy_vqa("train", config.vqa_images)
+    vqa += named(vqa, asked)
     captions = scenes("train", config.scenes, asked, config.seed)
     vqa_test = easy_vqa("test")
     vqa_test = random.Random(config.seed).sample(vqa_test, min(config.vqa_test, len(vqa_test)))

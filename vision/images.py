@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
-from threading import RLock
+from threading import Lock
 from typing import Any, BinaryIO, TypeAlias
 from urllib.error import HTTPError
 
@@ -150,7 +150,7 @@ def _decode(file: BinaryIO, name: str) -> Image.Image:
         if not start:
             raise ImageError(f"{name}: empty, not one byte; fetch or export it again")
         try:
-            with Image.open(file) as image:
+            with _unwarned(file) as image:
                 return _rgb(image, name)
         except UnidentifiedImageError as error:
             if any(mark in start.lower() for mark in _DRAWING_MARKS):
@@ -162,16 +162,21 @@ def _decode(file: BinaryIO, name: str) -> Image.Image:
             ) from error
 
 
-_FILTERS = RLock()  # of warnings: they belong to all threads
+_FILTERS = Lock()  # of warnings: they belong to all threads
+
+
+def _unwarned(file: Any) -> Image.Image:
+    """`Image.open`, which reads the header alone, without Pillow's warning of many pixels: MAX_PIXELS decides."""
+    with _FILTERS, warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(file)
 
 
 @contextmanager
 def _refusals(name: str) -> Iterator[None]:
     """Make one `ImageError` of what Pillow raises: on damaged files OSError, SyntaxError, struct.error and others."""
     try:
-        with _FILTERS, warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is what decides
-            yield
+        yield
     except ImageError:
         raise
     except Image.DecompressionBombError as error:

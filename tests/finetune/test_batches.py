@@ -134,7 +134,7 @@ def test_texts_are_computed_for_some_batches_at_once(make, monkeypatch):
     assert first[5]["below"].equal(late["below"]) and first[5]["labels"].equal(late["labels"])
 
 
-def test_labels_are_the_learnt_tokens_in_their_places(make, tiny_model, cache):
+def test_labels_are_the_learnt_tokens_where_they_are_foretold(make, tiny_model, cache):
     batches = make(4, 3, 3, 3)
     for number in range(4):
         chosen = batches.choose(number)
@@ -143,12 +143,12 @@ def test_labels_are_the_learnt_tokens_in_their_places(make, tiny_model, cache):
         for entry, ids, labels, mask in zip(
             chosen, batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True
         ):
-            length = len(entry.text.ids)
-            assert ids[:length].tolist() == entry.text.ids
+            length = len(entry.text.ids) - 1  # the last foretells nothing
+            assert ids[:length].tolist() == entry.text.ids[:-1]
             assert mask.tolist() == [1] * length + [0] * (len(mask) - length)
             learnt = torch.nonzero(labels != IGNORED).flatten()
             assert learnt.tolist() == list(range(length - entry.text.answer, length))
-            assert labels[learnt].equal(ids[learnt])
+            assert labels[learnt].tolist() == entry.learnt == entry.text.ids[-entry.text.answer :]
 
 
 def test_what_is_taught_is_what_ask_asks(tiny_model, make_samples):

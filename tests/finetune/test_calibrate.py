@@ -25,7 +25,7 @@ def batches(tiny_model, cache, encoded):
 
 def states_of(model, batches):
     """What goes into each block where tokens are learnt."""
-    where = [torch.nn.functional.pad(batch["labels"][:, 1:] != IGNORED, (0, 1)) for batch in batches]
+    where = [batch["labels"] != IGNORED for batch in batches]
     parts = [record(model, fresh(batch), its)[:-1] for batch, its in zip(batches, where, strict=True)]
     return [torch.cat(mine) for mine in zip(*parts, strict=True)]
 
@@ -67,7 +67,7 @@ def test_a_calibrated_model_is_born_exact(tiny_model, batches):
 def test_it_tells_how_far_the_last_block_reaches(tiny_model, batches):
     """What the output embedding is given rises with the last block's states as said: the rest is not linear."""
     reach = calibrate(tiny_model, map(fresh, batches))
-    where = [torch.nn.functional.pad(batch["labels"][:, 1:] != IGNORED, (0, 1)) for batch in batches]
+    where = [batch["labels"] != IGNORED for batch in batches]
     parts = [record(tiny_model, fresh(batch), its)[-2:] for batch, its in zip(batches, where, strict=True)]
     last, said = (torch.cat(mine) for mine in zip(*parts, strict=True))
     last, said = last - last.mean(0), said - said.mean(0)

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from finetune.data import easy_vqa, kind_of, scenes
+from finetune.data import easy_vqa, kind_of, named, scenes
 from mmlm.samples import Sample, encode_images, opened
 from vision.encoder import VisionEncoder
 from vision.features import FeatureCache, pixels_key
@@ -52,6 +52,19 @@ def test_the_first_images_come_with_all_their_questions():
     assert len(shown) == 5
     assert some == [sample for sample in whole if sample.images in shown]
     assert easy_vqa("train", 0) == []
+
+
+def test_an_image_is_captioned_by_what_its_questions_say_of_it():
+    pytest.importorskip("easy_vqa")
+    samples = easy_vqa("train", 200)
+    captions = named(samples, "What is this?")
+    assert 80 < len(captions) < 200 and len({caption.images for caption in captions}) == len(captions)
+    for caption in captions:
+        article, color, shape = caption.answer.split(" ")
+        said = {sample.answer for sample in samples if sample.images == caption.images}
+        assert article == "a" and {color, shape} <= said and shape in ANSWERS
+        assert (caption.question, caption.references) == ("What is this?", (caption.answer,))
+    assert named([sample for sample in samples if sample.kind != "color"], "?") == []
 
 
 def test_kinds_are_those_of_the_answers(split):

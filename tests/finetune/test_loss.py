@@ -27,8 +27,8 @@ def plainly(model, batch):
     """The cross-entropy over the logits of all tokens."""
     inputs = dict(batch)
     labels = inputs.pop("labels")
-    logits = model(**inputs).logits[:, :-1]
-    return cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum")
+    logits = model(**inputs).logits
+    return cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
 
 
 def gradients(model):

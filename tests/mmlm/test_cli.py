@@ -84,8 +84,8 @@ def toys(tmp_path, monkeypatch):
 @pytest.fixture(autouse=True)
 def own_environment(monkeypatch):
     """Restores, after the test, the variables that `main` sets."""
-    for name in ("GOMP_SPINCOUNT", "TOKENIZERS_PARALLELISM"):
-        monkeypatch.setenv(name, "kept")
+    for name in cli.ENVIRONMENT:
+        monkeypatch.setenv(name, cli.ENVIRONMENT[name])
 
 
 def mmlm(*words, **options):
@@ -231,11 +231,12 @@ def test_a_reader_that_goes_away_hears_nothing(toys):
         assert process.wait(timeout=60) == 141
 
 
-@pytest.mark.parametrize(("before", "after"), [(None, "0"), ("3000", "3000")])
-def test_openmp_does_not_spin_unless_told_to(before, after, toys, monkeypatch, capsys):
-    monkeypatch.delenv("GOMP_SPINCOUNT") if before is None else monkeypatch.setenv("GOMP_SPINCOUNT", before)
+@pytest.mark.parametrize("before", [None, "3000"])
+@pytest.mark.parametrize("name", cli.ENVIRONMENT)
+def test_the_environment_is_set_up_for_libraries_unless_it_is_already(name, before, toys, monkeypatch, capsys):
+    monkeypatch.delenv(name) if before is None else monkeypatch.setenv(name, before)
     cli.main(["toy"])
-    assert cli.os.environ["GOMP_SPINCOUNT"] == after
+    assert cli.os.environ[name] == (before or cli.ENVIRONMENT[name])
 
 
 @given(st.lists(st.sampled_from(["--debug", "--", "a", "-b"])))

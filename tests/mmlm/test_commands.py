@@ -19,8 +19,8 @@ HUGE = b"P6 100000 100000 255\n"  # a header that announces more pixels than any
 def elsewhere(tmp_path, monkeypatch):
     """Every test starts in an empty folder, and leaves the environment as it was."""
     monkeypatch.chdir(tmp_path)
-    for name in ("GOMP_SPINCOUNT", "TOKENIZERS_PARALLELISM"):
-        monkeypatch.setenv(name, "kept")
+    for name in cli.ENVIRONMENT:
+        monkeypatch.setenv(name, cli.ENVIRONMENT[name])
 
 
 @pytest.fixture

@@ -1,21 +1,65 @@
+import pytest
 import torch
 from timm import create_model
+from timm.layers import create_conv2d
+from torch import nn
 
-from vision.fold import fold_batchnorm
+from vision.fold import ONEDNN, ConvReLU6, fold_batchnorm, fold_relu6
 
 
-def test_a_folded_network_gives_the_same_maps_without_batch_norms():
+@pytest.fixture
+def network():
     torch.manual_seed(0)
-    network = create_model("tf_efficientnet_lite0", features_only=True).eval()
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):  # fresh ones are the identity: make them do something
+    made = create_model("tf_efficientnet_lite0", features_only=True).eval()
+    for module in made.modules():
+        if isinstance(module, nn.BatchNorm2d):  # fresh ones are the identity: make them do something
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5, 2)
+    return made
+
+
+@torch.no_grad()
+def test_a_folded_network_gives_the_same_maps_without_batch_norms(network):
     picture = torch.randn(1, 3, 64, 64)
-    with torch.no_grad():
-        wanted = network(picture)
-        fold_batchnorm(network)
-        got = network(picture)
-    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
+    wanted = network(picture)
+    fold_batchnorm(network)
+    got = network(picture)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
     for one, other in zip(got, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_with_relu6_folded_too_it_keeps_its_weights_and_gives_the_same_bits(network):
+    fold_batchnorm(network)
+    network.to(memory_format=torch.channels_last)
+    picture = torch.randn(1, 3, 96, 64).to(memory_format=torch.channels_last)
+    wanted, weights = network(picture), {name: value.clone() for name, value in network.state_dict().items()}
+    fold_relu6(network)
+    got, kept = network(picture), network.state_dict()
+    assert not any(isinstance(module, nn.ReLU6) for module in network.modules())
+    assert all(torch.equal(kept[name], weights[name]) for name in weights | kept)
+    assert all(torch.equal(one, other) for one, other in zip(got, wanted, strict=True))
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+@pytest.mark.parametrize(
+    "options", [{}, {"stride": 2}, {"groups": 4}, {"dilation": 2}, {"stride": 2, "padding": "same"}]
+)
+@torch.no_grad()
+def test_a_folded_convolution_gives_what_both_gave(onednn, options, monkeypatch):
+    if onednn and not ONEDNN:
+        pytest.skip("this torch has no oneDNN")
+    monkeypatch.setattr("vision.fold.ONEDNN", onednn)
+    torch.manual_seed(0)
+    conv = create_conv2d(4, 8, 3, bias=True, **options)
+    picture = 9 * torch.randn(2, 4, 12, 10)
+    wanted = conv(picture).clamp(0, 6)
+    torch.testing.assert_close(ConvReLU6(conv)(picture), wanted)
+    assert 0 < (wanted == 6).sum() < (wanted > 0).sum() < wanted.numel()
+
+
+def test_a_convolution_that_no_relu6_follows_stays_what_it_is():
+    network = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.Conv2d(1, 1, 1, bias=False), nn.ReLU6())
+    fold_relu6(network)
+    assert [type(part) for part in network] == [nn.Conv2d, nn.ReLU, nn.Conv2d, nn.ReLU6]
