@@ -23,10 +23,10 @@ GROUP = "mmlm.commands"
 ENVIRONMENT = {  # of libraries under torch and transformers, which read it at first use; what is set already stands
     # Spinning threads make torch 5 to 15 times slower as soon as another process wants their core.
     "GOMP_SPINCOUNT": "0",
-    # A router sends every expert a new number of rows at every step, and oneDNN's compiled kernels are kept for their
-    # shapes: a thousand of them, as by default, are never used again, and made training take 3 GB more.
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
-    "LRU_CACHE_CAPACITY": "64",  # the same, of what torch keeps of them
+    # oneDNN's compiled kernels are kept for their shapes, of which training meets new ones at every step: most of the
+    # thousand that are kept by default are never used again, and cost gigabytes. A step needs about a hundred.
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256",
+    "LRU_CACHE_CAPACITY": "256",  # the same, of what torch keeps of them; at 0 it crashes
     # tokenizers warns at length when a process that has tokenized forks data workers, unless this is decided.
     "TOKENIZERS_PARALLELISM": "false",
 }
