@@ -121,7 +121,12 @@ class Batches:
     def look_ahead(self, number: int) -> None:
         """Has texts of the next batches computed too where some of this one are new, so that chunks are full."""
         if self.below.usable and not self.below.keeps(self.texts(number)):
-            self.below.rests([text for ahead in range(number, number + AHEAD) for text in self.texts(ahead)])
+            texts = self.texts(number)
+            for ahead in range(number + 1, number + AHEAD):
+                texts += self.texts(ahead)
+                if len(texts) > self.below.most // 4:  # of two pieces each: the first must still be kept then
+                    break
+            self.below.states(texts)
 
     def texts(self, number: int) -> list[Parts]:
         """The texts of a batch, parted where they stop to be blind and where answers start."""
@@ -203,9 +208,9 @@ def batch_of(
     index = torch.full_like(batch["attention_mask"], -1)
     first = index.shape[1] - labels.shape[1]
     for row, (entry, (_, seeing, answer), count) in enumerate(zip(chosen, texts, skipped, strict=True)):
-        rest, said = len(seeing) + len(answer), len(seeing) - 1
-        labels[row, said : said + entry.text.answer] = torch.tensor(entry.learnt)
+        rest, start = len(seeing) + len(answer), len(seeing) - 1
+        labels[row, start : start + entry.text.answer] = torch.tensor(entry.learnt)
         index[row, first : first + rest] = torch.tensor(entry.text.index[count : count + rest])
     media = media_of(cache, [entry.images for entry in chosen], index)
-    states = pad_sequence(below.rests(texts), batch_first=True) if below and below.usable else None
+    states = pad_sequence(below.states(texts), batch_first=True) if below and below.usable else None
     return batch | media | {"labels": labels, "below": states}

@@ -16,7 +16,7 @@ from mmlm.kept import Kept, Parts
 from mmlm.model import MultimodalLM
 from mmlm.prefix import Prefixes
 
-MOST = 4096  # texts kept; one of 9 tokens takes 10 kB with SmolLM2
+MOST = 4096  # pieces of texts kept; one of 9 tokens takes 10 kB with SmolLM2
 
 
 class Below(Kept):
@@ -29,14 +29,14 @@ class Below(Kept):
         self.prefixes = Prefixes(model.decoder)
         self.usable = self.first > 0 and self.prefixes.usable and gives_tensors(self.decoder, self.layers)
 
-    def rests(self, texts: Sequence[Parts]) -> list[Tensor]:
+    def states(self, texts: Sequence[Parts]) -> list[Tensor]:
         """The states of texts (prefix, rest of the prompt, answer) but for their prefixes.
 
         What follows the prefix is kept in two pieces: all captions share what their prompt ends with.
         """
         pieces = [parted(text) for text in texts]
         distinct = list(dict.fromkeys(piece for its in pieces for piece in its))
-        self.prefixes([(before,) for before, _ in distinct if before])
+        self.prefixes([(piece[0],) for piece in distinct if piece[0] and piece not in self.kept])
         states = dict(zip(distinct, self(distinct), strict=True))
         return [torch.cat([states[piece] for piece in its]) for its in pieces]
 

@@ -86,7 +86,7 @@ class QuickstartConfig:
     captions_per_image: int = within("[1, inf)", 2)
     """Captions of one scene in a batch, of its five; they are longer than answers."""
     vqa_share: float = within("[0, 1]", 0.62)
-    """Share of the training batches that are questions; the rest are captions."""
+    """Share of the training batches that are of easy-VQA: questions, and captions of shapes. The rest are of scenes."""
     seed: int = within("[0, inf)", 0)
     """Of all that is drawn at random."""
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -10,9 +10,11 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-Parts = tuple[tuple[int, ...], ...]  # a text's token ids: what is remembered of it already, then what is computed
+Parts = tuple[tuple[int, ...], ...]  # a text's token ids in parts: what is remembered of it already, what is computed
 
-TOKENS = 768  # of a chunk: 32 captions at once take half as long as 8 and 8; `padded_experts` see to their own shapes
+TOKENS = (
+    768  # of a chunk: 32 rows of 24 take half as long as 8 and 8 and so on; `padded_experts` see to their own shapes
+)
 
 
 class Kept:

@@ -31,13 +31,21 @@ def fold_relu6(network: nn.Module) -> None:
     """Folds, in place, every ReLU6 that is registered right after a convolution with a bias; as for batch norms."""
     for parent in list(network.modules()):
         for (place, conv), (name, act) in pairwise(list(parent.named_children())):
-            if isinstance(conv, nn.Conv2d) and conv.bias is not None and isinstance(act, nn.ReLU6):
+            if isinstance(conv, nn.Conv2d) and _plain(conv) and isinstance(act, nn.ReLU6):
                 setattr(parent, place, ConvReLU6(conv))
                 setattr(parent, name, nn.Identity())
 
 
+def _plain(conv: nn.Conv2d) -> bool:
+    """Has it a bias, and pads with zeros, so many on each side or as TensorFlow does?"""
+    known = type(conv) in (nn.Conv2d, Conv2dSame)  # others may do anything with their weights
+    return known and conv.bias is not None and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+
+
 class ConvReLU6(nn.Conv2d):
-    """A convolution and a ReLU6. On a CPU one call of oneDNN, with the same bits as two: memory is passed over once.
+    """A convolution and a ReLU6. On a CPU one call of oneDNN, in channels_last with the same bits as two.
+
+    Memory is passed over once. That call has no gradients and no float64: where it cannot be, there are two.
 
     Args:
         conv: whose parameters it takes over; timm's, which pads as TensorFlow does, or a plain one, padded with zeros.
@@ -61,7 +69,9 @@ class ConvReLU6(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if self.same:
             x = pad_same(x, list(self.kernel_size), list(self.stride), list(self.dilation))
-        if x.device.type != "cpu" or not ONEDNN:
+        learns = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
+        known = x.device.type == "cpu" and x.dtype == self.weight.dtype in (torch.float32, torch.bfloat16)
+        if learns or not known or not ONEDNN or torch.is_autocast_enabled("cpu"):
             return relu6(super().forward(x))
         shape = self.padding, self.stride, self.dilation, self.groups
         folded: Tensor = torch.ops.mkldnn._convolution_pointwise(

@@ -4,14 +4,15 @@ Legend: H height, W width, in pixels.
 """
 
 import io
+import math
 import os
 import re
 import urllib.request
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from http.client import HTTPException
-from threading import Lock
+from threading import RLock
 from typing import Any, BinaryIO, TypeAlias
 from urllib.error import HTTPError
 
@@ -150,7 +151,9 @@ def _decode(file: BinaryIO, name: str) -> Image.Image:
         if not start:
             raise ImageError(f"{name}: empty, not one byte; fetch or export it again")
         try:
-            with _unwarned(file) as image:
+            with _unwarned():
+                opened = Image.open(file)
+            with opened as image:
                 return _rgb(image, name)
         except UnidentifiedImageError as error:
             if any(mark in start.lower() for mark in _DRAWING_MARKS):
@@ -162,14 +165,15 @@ def _decode(file: BinaryIO, name: str) -> Image.Image:
             ) from error
 
 
-_FILTERS = Lock()  # of warnings: they belong to all threads
+_FILTERS = RLock()  # of warnings: they belong to all threads
 
 
-def _unwarned(file: Any) -> Image.Image:
-    """`Image.open`, which reads the header alone, without Pillow's warning of many pixels: MAX_PIXELS decides."""
+@contextmanager
+def _unwarned() -> Iterator[None]:
+    """Within it Pillow does not warn of many pixels: MAX_PIXELS decides. One thread at a time."""
     with _FILTERS, warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(file)
+        yield
 
 
 @contextmanager
@@ -212,7 +216,9 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
         rawmode = image.tile[0].args if image.tile else None
         if key is not None and isinstance(rawmode, str) and rawmode in _KEYS:
             key = _KEYS[rawmode](key)
-    image.load()
+    large = image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf)
+    with _unwarned() if large else nullcontext():  # some formats, as TIFF, are checked again
+        image.load()
     rgb = _flat(image, key, name)
     turn = _TURNS.get(_orientation(image))
     rgb = rgb if turn is None else rgb.transpose(turn)

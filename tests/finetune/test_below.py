@@ -68,6 +68,32 @@ def test_states_do_not_depend_on_what_they_are_computed_beside(wide_model):
             assert Below(wide_model)(company)[others // 2].equal(alone)
 
 
+def test_texts_in_three_parts_share_what_their_prompts_end_with(tiny_model):
+    """Their states are those of the whole, also where little is kept; an answer of one token, the last, has none."""
+    below = Below(tiny_model)
+    before, seeing = tuple(range(1, 9)), (20, 21, 22)
+    texts = [(before, seeing, answer) for answer in ((30,), (31, 32), (), tuple(range(40, 56)))]
+    whole = Below(tiny_model)([(before, seeing + answer) for _, _, answer in texts])
+    assert not below.keeps(texts)
+    for states, wanted in zip(below.states(texts), whole, strict=True):
+        torch.testing.assert_close(states, wanted)
+    assert below.keeps(texts) and len(below.kept) == 4  # one prompt, three answers
+    below.most = 2
+    assert [len(states) for states in below.states(texts[::-1])] == [19, 3, 5, 4]
+
+
+def test_states_in_three_parts_do_not_depend_on_company_either(wide_model):
+    drawn = torch.Generator().manual_seed(1)
+
+    def text(*counts):
+        return tuple(tuple(torch.randint(1, 259, (count,), generator=drawn).tolist()) for count in counts)
+
+    one = text(14, 5, 13)
+    (alone,) = Below(wide_model).states([one])
+    company = [text(14, 5, 1 + n % 17) for n in range(60)]
+    assert Below(wide_model).states([*company, one])[-1].equal(alone)
+
+
 def test_what_is_kept_is_the_rest_of_one_prefix(tiny_model):
     """The same tokens with another of them blind are another text."""
     below = Below(tiny_model)

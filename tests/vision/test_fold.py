@@ -29,11 +29,12 @@ def test_a_folded_network_gives_the_same_maps_without_batch_norms(network):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
-def test_with_relu6_folded_too_it_keeps_its_weights_and_gives_the_same_bits(network):
+def test_with_relu6_folded_too_it_keeps_its_weights_and_gives_the_same_bits(network, dtype):
     fold_batchnorm(network)
-    network.to(memory_format=torch.channels_last)
-    picture = torch.randn(1, 3, 96, 64).to(memory_format=torch.channels_last)
+    network.to(dtype, memory_format=torch.channels_last)
+    picture = torch.randn(1, 3, 96, 64, dtype=dtype).to(memory_format=torch.channels_last)
     wanted, weights = network(picture), {name: value.clone() for name, value in network.state_dict().items()}
     fold_relu6(network)
     got, kept = network(picture), network.state_dict()
@@ -59,7 +60,34 @@ def test_a_folded_convolution_gives_what_both_gave(onednn, options, monkeypatch)
     assert 0 < (wanted == 6).sum() < (wanted > 0).sum() < wanted.numel()
 
 
-def test_a_convolution_that_no_relu6_follows_stays_what_it_is():
-    network = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.Conv2d(1, 1, 1, bias=False), nn.ReLU6())
+def test_gradients_and_float64_are_those_of_both():
+    conv = nn.Conv2d(2, 3, 3)
+    folded = ConvReLU6(conv)
+    picture = torch.randn(1, 2, 6, 6, requires_grad=True)
+    grads = [
+        torch.autograd.grad(out.square().sum(), picture)[0] for out in (conv(picture).clamp(0, 6), folded(picture))
+    ]
+    torch.testing.assert_close(*grads)
+    with torch.no_grad():
+        wanted = conv.double()(picture.double()).clamp(0, 6)
+        torch.testing.assert_close(folded.double()(picture.double()), wanted)
+
+
+class Scaled(nn.Conv2d):
+    """Of a kind that may do more than convolve."""
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (nn.Conv2d(1, 1, 1), nn.ReLU()),
+        (nn.Conv2d(1, 1, 1, bias=False), nn.ReLU6()),
+        (nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect"), nn.ReLU6()),
+        (nn.Conv2d(1, 1, 3, padding="same"), nn.ReLU6()),
+        (Scaled(1, 1, 1), nn.ReLU6()),
+    ],
+)
+def test_what_could_come_out_otherwise_stays_what_it_is(parts):
+    network = nn.Sequential(*parts)
     fold_relu6(network)
-    assert [type(part) for part in network] == [nn.Conv2d, nn.ReLU, nn.Conv2d, nn.ReLU6]
+    assert tuple(network) == parts

@@ -385,11 +385,12 @@ def test_a_bomb_is_refused_on_its_header(pillow_limit: int | None, monkeypatch: 
     assert pillow_limit == Image.MAX_IMAGE_PIXELS
 
 
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])  # which Pillow checks at its header alone, and again at its pixels
 def test_a_large_image_that_is_taken_is_taken_in_silence(
-    recwarn: pytest.WarningsRecorder, monkeypatch: pytest.MonkeyPatch
+    kind: str, recwarn: pytest.WarningsRecorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 24 * 40 - 1)
-    assert open_image(encoded(Image.fromarray(NOISE), "PNG")).size == (40, 24)
+    assert open_image(encoded(Image.fromarray(NOISE), kind)).size == (40, 24)
     assert not recwarn.list
 
 
