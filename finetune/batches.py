@@ -120,8 +120,8 @@ class Batches:
 
     def look_ahead(self, number: int) -> None:
         """Has texts of the next batches computed too where some of this one are new, so that chunks are full."""
-        if self.below.usable and not self.below.keeps(self.texts(number)):
-            texts = self.texts(number)
+        texts = self.texts(number)
+        if self.below.usable and not self.below.keeps(texts):
             for ahead in range(number + 1, number + AHEAD):
                 texts += self.texts(ahead)
                 if len(texts) > self.below.most // 4:  # of two pieces each: the first must still be kept then

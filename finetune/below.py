@@ -34,11 +34,10 @@ class Below(Kept):
 
         What follows the prefix is kept in two pieces: all captions share what their prompt ends with.
         """
-        pieces = [parted(text) for text in texts]
-        distinct = list(dict.fromkeys(piece for its in pieces for piece in its))
-        self.prefixes([(piece[0],) for piece in distinct if piece[0] and piece not in self.kept])
-        states = dict(zip(distinct, self(distinct), strict=True))
-        return [torch.cat([states[piece] for piece in its]) for its in pieces]
+        pieces = [piece for text in texts for piece in parted(text)]
+        self.prefixes([(piece[0],) for piece in pieces if piece[0] and piece not in self.kept])
+        states = dict(zip(pieces, self(pieces), strict=True))
+        return [torch.cat([states[piece] for piece in parted(text)]) for text in texts]
 
     def keeps(self, texts: Sequence[Parts]) -> bool:
         """Is all of the texts kept?"""

@@ -24,7 +24,8 @@ ENVIRONMENT = {  # of libraries under torch and transformers, which read it at f
     # Spinning threads make torch 5 to 15 times slower as soon as another process wants their core.
     "GOMP_SPINCOUNT": "0",
     # oneDNN's compiled kernels are kept for their shapes, of which training meets new ones at every step: most of the
-    # thousand that are kept by default are never used again, and cost a gigabyte or two. A step needs about a hundred.
+    # thousand that are kept by default are never used again, and cost a gigabyte or two. With 64 a step takes 1.25
+    # times as long.
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256",
     "LRU_CACHE_CAPACITY": "256",  # the same, of what torch keeps of them; at 0 it crashes
     # tokenizers warns at length when a process that has tokenized forks data workers, unless this is decided.

@@ -12,9 +12,8 @@ from torch import Tensor
 
 Parts = tuple[tuple[int, ...], ...]  # a text's token ids in parts: what is remembered of it already, what is computed
 
-TOKENS = (
-    768  # of a chunk: 32 rows of 24 take half as long as 8 and 8 and so on; `padded_experts` see to their own shapes
-)
+# Of a chunk: 32 rows of 24 take half as long as 8 and 8 and so on. `padded_experts` see to their own shapes.
+TOKENS = 768
 
 
 class Kept:

@@ -1,5 +1,6 @@
 """Fewer operations for a frozen network: batch norms and activations become part of the convolutions before them."""
 
+from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
@@ -17,23 +18,28 @@ def fold_batchnorm(network: nn.Module) -> None:
     That order holds in timm's EfficientNets; a network that computes in another order than it registers would come out
     wrong, so whoever folds another one compares its outputs first. An activation in timm's norm layers stays.
     """
-    for parent in network.modules():
-        for (_, conv), (name, norm) in pairwise(list(parent.named_children())):
-            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                assert norm.running_mean is not None and norm.running_var is not None
-                conv.weight, conv.bias = fuse_conv_bn_weights(
-                    conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-                )
-                setattr(parent, name, getattr(norm, "act", nn.Identity()))
+    for parent, (_, conv), (name, norm) in _neighbours(network):
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            assert norm.running_mean is not None and norm.running_var is not None
+            conv.weight, conv.bias = fuse_conv_bn_weights(
+                conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+            )
+            setattr(parent, name, getattr(norm, "act", nn.Identity()))
 
 
 def fold_relu6(network: nn.Module) -> None:
     """Folds, in place, every ReLU6 that is registered right after a convolution with a bias; as for batch norms."""
+    for parent, (place, conv), (name, act) in _neighbours(network):
+        if isinstance(conv, nn.Conv2d) and _plain(conv) and isinstance(act, nn.ReLU6):
+            setattr(parent, place, ConvReLU6(conv))
+            setattr(parent, name, nn.Identity())
+
+
+def _neighbours(network: nn.Module) -> Iterator[tuple[nn.Module, tuple[str, nn.Module], tuple[str, nn.Module]]]:
+    """(parent, (name, child), (name, child)) for children registered one right after the other."""
     for parent in list(network.modules()):
-        for (place, conv), (name, act) in pairwise(list(parent.named_children())):
-            if isinstance(conv, nn.Conv2d) and _plain(conv) and isinstance(act, nn.ReLU6):
-                setattr(parent, place, ConvReLU6(conv))
-                setattr(parent, name, nn.Identity())
+        for one, other in pairwise(list(parent.named_children())):
+            yield parent, one, other
 
 
 def _plain(conv: nn.Conv2d) -> bool:
