@@ -55,10 +55,14 @@ class Encoded:
 
 def encode(model: MultimodalLM, cache: FeatureCache, samples: Sequence[Sample], say: str) -> list[Encoded]:
     """Samples -> tokens and feature-cache keys; images not seen before are encoded on the way."""
+    texts = [asked(model, sample, answered=True) for sample in samples]
+    for sample, text in zip(samples, texts, strict=True):
+        if not text.answer:
+            raise ValueError(f"sample {sample.id!r}: nothing to learn, its answer has no token; give it one")
     keys = encode_images(cache, samples, say)
     return [
-        Encoded(sample.question, sample.answer, shown, asked(model, sample, answered=True))
-        for sample, shown in zip(samples, keys, strict=True)
+        Encoded(sample.question, sample.answer, shown, text)
+        for sample, shown, text in zip(samples, keys, texts, strict=True)
     ]
 
 

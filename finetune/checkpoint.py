@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-NAME = "checkpoint.pt"
+from finetune.folder import CHECKPOINT
 
 
 def save(folder: Path, step: int, smooth: float, adapter: nn.Module, optimizer: Any) -> None:
@@ -17,13 +17,13 @@ def save(folder: Path, step: int, smooth: float, adapter: nn.Module, optimizer: 
     Args:
         smooth: the smoothed loss.
     """
-    draft = folder / f".{NAME}.part"
+    draft = folder / f".{CHECKPOINT}.part"
     try:
         parts = {"adapter": adapter.state_dict(), "optimizer": optimizer.state_dict()}
         torch.save({"step": step, "loss_smooth": smooth} | parts, draft)
-        os.replace(draft, folder / NAME)
+        os.replace(draft, folder / CHECKPOINT)
     except RuntimeError as error:  # torch's word for a disk that is full
-        raise OSError(f"{folder / NAME}: could not be written ({error}); the one before it is kept") from error
+        raise OSError(f"{folder / CHECKPOINT}: could not be written ({error}); the one before it is kept") from error
     finally:
         draft.unlink(missing_ok=True)
 
@@ -33,7 +33,7 @@ def load(folder: Path, adapter: nn.Module, optimizer: Any) -> tuple[int, float]:
 
     ValueError if it is damaged, or of a run with other settings.
     """
-    path = folder / NAME
+    path = folder / CHECKPOINT
     if not path.exists():
         return 0, 0.0
     try:

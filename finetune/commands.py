@@ -21,14 +21,16 @@ def run_quickstart(args: Namespace) -> None:
     from pathlib import Path
 
     from finetune.config import QuickstartConfig, read
+    from finetune.folder import check_folder, has_run
     from finetune.options import resolved
 
     folder = Path(args.folder)
     config = resolved(read(QuickstartConfig(), folder) if args.resume else QuickstartConfig(), args)
-    from finetune.quickstart import has_run
+    check_folder(config, folder, resume=args.resume, overwrite=args.overwrite)  # before torch is loaded
     from finetune.quickstart import quickstart as walk
 
     try:
         walk(config, folder, resume=args.resume, overwrite=args.overwrite)
     except KeyboardInterrupt as error:
-        raise KeyboardInterrupt(*["--resume goes on with it"] * has_run(folder)) from error
+        hint = "--resume goes on with it" if has_run(folder) else "the same command starts again"
+        raise KeyboardInterrupt(hint) from error

@@ -75,8 +75,14 @@ class QuickstartConfig:
 
     vqa_images: int = within("[1, inf)", 1800)
     """easy-VQA images to train on, of 4,000; each has about ten questions."""
+    redrawn: float = within("[0, 1]", 0.5)
+    """Share of those images that are drawn again, up to 1,000 pixels wide: easy-VQA's own are all 64x64."""
     vqa_test: int = within("[1, inf)", 2000)
     """easy-VQA test questions to score, drawn at random; 9,673 are all."""
+    redrawn_test: int = within("[1, inf)", 500)
+    """How many of those test questions are scored on redrawn images, too."""
+    shapes_test: int = within("[1, inf)", 100)
+    """Redrawn test images to caption ("a red circle") and score."""
     scenes: int = within("[1, inf)", 1600)
     """Captioned scenes to train on."""
     scenes_test: int = within("[1, inf)", 200)

@@ -1,7 +1,11 @@
 """The quickstart's two data sets, read into samples: easy-VQA and OpenMoji scenes."""
 
+import random
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
+from finetune.redraw import Redrawn
 from finetune.scenes import Scene, test_scenes, train_scenes
 from mmlm.samples import Image, Sample
 from mmlm.zoo import EXTRA
@@ -25,6 +29,16 @@ def easy_vqa(split: str, images: int | None = None) -> list[Sample]:
         for n, (question, answer, image) in enumerate(zip(*questions, strict=True))
         if images is None or image < images
     ]
+
+
+def redrawn(samples: Sequence[Sample], share: float, seed: int = 0) -> list[Sample]:
+    """easy-VQA's `samples`, a share of their images drawn again at other sizes; samples of one image share it still."""
+
+    def shown(image: Image) -> Image:
+        chosen = random.Random(f"{seed} of {Path(str(image)).name}").random() < share
+        return Redrawn(str(image), seed) if chosen else image
+
+    return [replace(sample, images=tuple(map(shown, sample.images))) for sample in samples]
 
 
 def named(samples: Sequence[Sample], question: str) -> list[Sample]:

@@ -19,11 +19,11 @@ from tqdm import tqdm
 from finetune import checkpoint
 from finetune.calibrate import calibrate
 from finetune.config import OptimConfig, TrainConfig
+from finetune.folder import METRICS
 from finetune.loss import learnt_loss
 from finetune.words import learn_words, speak
 from mmlm.model import MultimodalLM
 
-METRICS = "metrics.jsonl"
 MOST_WORDS = 1024
 
 

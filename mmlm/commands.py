@@ -1,6 +1,6 @@
 """The command line's own verbs. Nothing heavy is imported before one runs."""
 
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 
 RUN = "runs/quickstart"
@@ -57,7 +57,14 @@ def run_upcycle(args: Namespace) -> None:
 
 def _add_model(parser: ArgumentParser) -> None:
     parser.add_argument("--model", default=RUN, metavar="RUN", help=f"saved adapter: folder or hub id (default: {RUN})")
-    parser.add_argument("--tokens", type=int, default=64, metavar="N", help="longest answer, in tokens (default: 64)")
+    parser.add_argument("--tokens", type=count, default=64, metavar="N", help="longest answer, in tokens (default: 64)")
+
+
+def count(word: str) -> int:
+    """A whole number from 1 on. ArgumentTypeError for anything else."""
+    if word.isdecimal() and int(word):
+        return int(word)
+    raise ArgumentTypeError(f"{word!r} is no whole number from 1 on")
 
 
 def _open(args: Namespace, images: list[str]):  # type: ignore[no-untyped-def]  # its type would import torch
@@ -68,10 +75,15 @@ def _open(args: Namespace, images: list[str]):  # type: ignore[no-untyped-def]  
         open_image(image)
     if args.model == RUN and not Path(RUN).exists():
         raise ValueError(f"{RUN}: no such folder; `mmlm quickstart` trains a model into it, --model names another")
+    from mmlm.hub import check_adapter
+
+    check_adapter(args.model)
+    from huggingface_hub.utils import logging as hub
     from transformers.utils import logging
 
     from mmlm.decoder import fast_device
     from mmlm.model import MultimodalLM
 
+    hub.set_verbosity_error()  # its retries: one line says that it failed
     logging.disable_progress_bar()
     return MultimodalLM.from_pretrained(args.model).to(fast_device())

@@ -220,7 +220,7 @@ class MultimodalLM(nn.Module):
 
     def ask(self, image: Source, question: str, **kwargs: Any) -> str:
         """The answer to a question about an image."""
-        return str(self.generate(image, self.chat(question), **kwargs))
+        return str(self.generate([image], self.chat(question), **kwargs))
 
     def caption(self, image: Source, **kwargs: Any) -> str:
         """A description of an image."""

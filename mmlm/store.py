@@ -7,17 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, hf_hub_download
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from mmlm.config import AdapterConfig
-
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter.safetensors"
+from mmlm.files import CONFIG, WEIGHTS
+from mmlm.hub import check_adapter, is_hub_id
 
 CARD = """\
 ---
@@ -78,9 +75,10 @@ def load(name: str | os.PathLike[str], revision: str | None = None) -> tuple[Ada
         if missing:
             raise ValueError(f"{folder}: no saved adapter in it ({' and '.join(missing)} missing)")
     else:
+        check_adapter(str(name))
         try:
             paths = [Path(hf_hub_download(str(name), file, revision=revision)) for file in (CONFIG, WEIGHTS)]
-        except (OSError, HFValidationError) as error:
+        except OSError as error:
             raise ValueError(
                 f"{name}: no such folder, and no adapter of that name could be fetched from the hub; "
                 "`mmlm quickstart` trains one into runs/quickstart"
@@ -100,15 +98,6 @@ def load(name: str | os.PathLike[str], revision: str | None = None) -> tuple[Ada
 
 def digest(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
-
-
-def is_hub_id(name: str) -> bool:
-    """May the name be a repository's on the hub? A folder's is not."""
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return bool(name) and not Path(name).exists()
 
 
 def fill(adapter: nn.Module, weights: dict[str, Tensor], name: str | os.PathLike[str]) -> None:

@@ -119,6 +119,17 @@ def test_a_mark_in_the_words_of_a_sample_is_refused(field, tiny_model, make_samp
         asked(tiny_model, replace(sample, **{field: "an <image> of a cat"}), answered=True)
 
 
+def test_an_answer_without_a_token_is_refused(tiny_model, cache, make_samples):
+    """One where the tokenizer has no end to learn either: its loss would be no number."""
+    first, second = make_samples(2)
+    silent = replace(second, answer="")
+    assert encode(tiny_model, cache, [silent], "")[0].text.answer == 1, "the end is learnt"
+    tiny_model.processor.tokenizer = copy.deepcopy(tiny_model.processor.tokenizer)
+    tiny_model.processor.tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="sample '1-0': nothing to learn, its answer has no token; give it one"):
+        encode(tiny_model, cache, [first, silent], "")
+
+
 def test_texts_are_computed_for_some_batches_at_once(make, monkeypatch):
     """And a batch is what it is, whichever was asked for first."""
     batches, other = make(12, 2, 2, 2), make(12, 2, 2, 2)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from finetune import checkpoint
+from finetune.folder import CHECKPOINT
 
 
 def parts(width=3, seed=0):
@@ -38,7 +39,7 @@ def test_what_is_loaded_is_what_was_saved(tmp_path):
     assert checkpoint.load(tmp_path, other, its) == (7, 0.5)
     assert same(module.state_dict(), other.state_dict())
     assert same(optimizer.state_dict(), its.state_dict())
-    assert [path.name for path in tmp_path.iterdir()] == [checkpoint.NAME]
+    assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT]
 
 
 def test_without_a_checkpoint_nothing_is_done(tmp_path):
@@ -61,7 +62,7 @@ def test_without_a_checkpoint_nothing_is_done(tmp_path):
 def test_a_damaged_checkpoint_is_told(damage, tmp_path):
     module, optimizer = parts()
     checkpoint.save(tmp_path, 7, 0.5, module, optimizer)
-    path = tmp_path / checkpoint.NAME
+    path = tmp_path / CHECKPOINT
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ValueError, match=rf"{path}: damaged; .*--overwrite") as caught:
         checkpoint.load(tmp_path, module, optimizer)
@@ -70,7 +71,7 @@ def test_a_damaged_checkpoint_is_told(damage, tmp_path):
 
 @pytest.mark.parametrize("content", [[1, 2], {"step": 3}, {"step": 3, "adapter": {}, "optimizer": {}}])
 def test_another_file_of_torch_is_told(content, tmp_path):
-    torch.save(content, tmp_path / checkpoint.NAME)
+    torch.save(content, tmp_path / CHECKPOINT)
     with pytest.raises(ValueError, match="not a checkpoint of this run's settings"):
         checkpoint.load(tmp_path, *parts())
 
@@ -85,7 +86,7 @@ def test_a_checkpoint_of_other_settings_is_told(tmp_path):
 def test_a_failed_save_keeps_the_one_before(error, tmp_path, monkeypatch):
     module, optimizer = parts()
     checkpoint.save(tmp_path, 7, 0.5, module, optimizer)
-    before = (tmp_path / checkpoint.NAME).read_bytes()
+    before = (tmp_path / CHECKPOINT).read_bytes()
 
     def fail(*_):
         raise error
@@ -93,15 +94,15 @@ def test_a_failed_save_keeps_the_one_before(error, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(type(error)):
         checkpoint.save(tmp_path, 8, 0.5, module, optimizer)
-    assert [path.name for path in tmp_path.iterdir()] == [checkpoint.NAME]
-    assert (tmp_path / checkpoint.NAME).read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT]
+    assert (tmp_path / CHECKPOINT).read_bytes() == before
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
 def test_a_full_disk_is_told(tmp_path):
     """A draft that cannot grow: torch's own word for it is a RuntimeError."""
     module, optimizer = parts()
-    (tmp_path / f".{checkpoint.NAME}.part").symlink_to("/dev/full")
+    (tmp_path / f".{CHECKPOINT}.part").symlink_to("/dev/full")
     with pytest.raises(OSError, match=r"checkpoint\.pt: could not be written .*the one before it is kept"):
         checkpoint.save(tmp_path, 8, 0.5, module, optimizer)
     assert not list(tmp_path.iterdir())

@@ -1,10 +1,11 @@
 """The quickstart's data: what is asked, answered and shown, and that the test splits are apart."""
 
 import os
+from dataclasses import replace
 
 import pytest
 
-from finetune.data import easy_vqa, kind_of, named, scenes
+from finetune.data import easy_vqa, kind_of, named, redrawn, scenes
 from mmlm.samples import Sample, encode_images, opened
 from vision.encoder import VisionEncoder
 from vision.features import FeatureCache, pixels_key
@@ -65,6 +66,20 @@ def test_an_image_is_captioned_by_what_its_questions_say_of_it():
         assert article == "a" and {color, shape} <= said and (kind_of(color), kind_of(shape)) == ("color", "shape")
         assert (caption.question, caption.references) == ("What is this?", (caption.answer,))
     assert named([sample for sample in samples if sample.kind != "color"], "?") == []
+
+
+def test_a_share_of_the_images_is_drawn_again():
+    pytest.importorskip("easy_vqa")
+    samples = easy_vqa("train", 400)
+    assert redrawn(samples, 0.0) == samples
+    some, all_ = redrawn(samples, 0.4), redrawn(samples, 1.0)
+    assert [replace(one, images=()) for one in some] == [replace(one, images=()) for one in samples]
+    new = {sample.images for sample in some} - {sample.images for sample in samples}
+    assert 130 < len(new) < 190 and new < {sample.images for sample in all_}
+    assert len({sample.images for sample in all_}) == 400 == len({sample.images for sample in some})
+    assert new != {sample.images for sample in redrawn(samples, 0.4, seed=1)} - {sample.images for sample in samples}
+    sides = [max(opened(image).size) for (image,) in new]
+    assert sum(side > 512 for side in sides) > 20 and sum(side < 128 for side in sides) > 20, "which are, says nothing"
 
 
 def test_kinds_are_those_of_the_answers(split):

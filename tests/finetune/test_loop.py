@@ -8,7 +8,8 @@ import torch
 from finetune import checkpoint
 from finetune.batches import Batches, Mixture, encode
 from finetune.config import BatchConfig, OptimConfig, TrainConfig
-from finetune.loop import METRICS, adamw, schedule, train
+from finetune.folder import CHECKPOINT, METRICS
+from finetune.loop import adamw, schedule, train
 
 STEPS = 11
 
@@ -103,7 +104,7 @@ def test_a_stopped_run_ends_as_one_that_was_not(at, image_last, start, config, t
     model, batches = start(image_last)
     with pytest.raises(KeyboardInterrupt):
         train(model, Stopping(batches, at, KeyboardInterrupt()), config, broken)
-    assert (broken / checkpoint.NAME).exists() == (at >= config.save_every)
+    assert (broken / CHECKPOINT).exists() == (at >= config.save_every)
     model, batches = start(image_last)
     train(model, batches, config, broken)
     assert weights(model) == wanted

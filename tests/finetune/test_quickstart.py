@@ -12,10 +12,9 @@ import pytest
 import torch
 
 from finetune.config import QuickstartConfig, leaves, read
-from finetune.loop import METRICS
+from finetune.folder import METRICS
 from finetune.quickstart import (
     caption_report,
-    check_folder,
     check_packages,
     make_cards,
     parameters,
@@ -23,7 +22,6 @@ from finetune.quickstart import (
     quickstart,
     rows_of,
     show,
-    start_folder,
     timed,
     vqa_report,
 )
@@ -101,6 +99,8 @@ def test_cards_of_images_that_are_objects(picture):
 def report():
     return {
         "easy_vqa": vqa_report(TRAIN, TEST, ["no", "red", "yes", "yes"], ["no", "teal", "no", "no"]),
+        "easy_vqa_redrawn": vqa_report(TRAIN, TEST[:2], ["no", "teal"], ["no", "teal"]),
+        "shapes": caption_report(SCENES[:2], [SCENES[0].answer, "x"], ["y", "z"]),
         "scenes": caption_report(SCENES, [sample.answer for sample in SCENES], ["x", "y", "z"]),
         "seconds": {"fetch": 0.1, "train": 12.6},
         "resumed": False,
@@ -113,6 +113,8 @@ def test_scores_are_told_beside_the_shuffled_ones(report):
     rows = dict(rows_of(report))
     assert rows["easy-VQA, all (4 questions)"] == "0.750   shuffled 0.500   question alone 0.500"
     assert rows["easy-VQA, color (1 questions)"] == "1.000   shuffled 0.000   question alone 0.000"
+    assert rows["redrawn, all (2 questions)"] == "0.500   shuffled 0.500   question alone 0.500"
+    assert rows["shapes redrawn, exact (2 captions)"] == "0.500   shuffled 0.000"
     assert rows["scenes, exact (3 captions)"] == "1.000   shuffled 0.000"
     assert rows["seconds"] == "fetch 0, train 13"
     assert "seconds since it was resumed" in dict(rows_of(report | {"resumed": True}))
@@ -130,49 +132,13 @@ def test_the_terminal_ends_with_samples_and_what_to_type_next(report, capsys):
     assert "runs/mine/report.html shows 6 held-out images" in said
 
 
-CONFIG = QuickstartConfig()
-
-
-@pytest.mark.parametrize("file", ["checkpoint.pt", METRICS, "adapter.safetensors"])
-def test_a_run_that_is_there_is_refused(file, tmp_path):
-    run = tmp_path / "run"
-    check_folder(CONFIG, run, resume=False, overwrite=False)
-    start_folder(CONFIG, run)
-    check_folder(CONFIG, run, resume=False, overwrite=False)  # it was stopped before it made anything
-    (run / file).write_text("{}\n")
-    with pytest.raises(FileExistsError, match=f"{run}: a run is there already; --resume.*--overwrite.*--run NAME"):
-        check_folder(CONFIG, run, resume=False, overwrite=False)
-    check_folder(CONFIG, run, resume=True, overwrite=False)
-    check_folder(CONFIG, run, resume=False, overwrite=True)
-    assert (run / file).read_text() == "{}\n"
-    with pytest.raises(ValueError, match=r"--resume goes on .* --overwrite starts it over: give one"):
-        check_folder(CONFIG, run, resume=True, overwrite=True)
-    with pytest.raises(ValueError, match=r"--seed is 0 in .*, not 1: a run goes on with its own settings"):
-        check_folder(QuickstartConfig(seed=1), run, resume=True, overwrite=False)
-
-
-def test_where_no_run_is_none_is_resumed(tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match=f"{tmp_path}: no run is there to go on with; start one without --resume"):
-        check_folder(CONFIG, tmp_path, resume=True, overwrite=False)
-    assert cli.main(["quickstart", "--run", str(tmp_path), "--resume"]) == 1
-
-
-def test_overwriting_removes_what_a_run_made_and_nothing_else(tmp_path):
-    for name in ("checkpoint.pt", METRICS, "adapter.safetensors", "report.json", "notes.txt"):
-        (tmp_path / name).write_text("old")
-    start_folder(QuickstartConfig(seed=3), tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"notes.txt", "config.yaml"}
-    assert read(QuickstartConfig(), tmp_path).seed == 3
-
-
 def test_a_missing_package_is_told_before_anything_is_done(tmp_path, monkeypatch):
     run = tmp_path / "run"
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r'matplotlib comes with an extra: pip install -e "\.\[quickstart\]"'):
         check_packages()
     with pytest.raises(ImportError, match="matplotlib"):
-        quickstart(CONFIG, run, overwrite=True)
+        quickstart(QuickstartConfig(), run, overwrite=True)
     assert not run.exists()
 
 
@@ -204,6 +170,8 @@ FILES = (
 )
 KEYS = {
     "easy_vqa": {"n", "accuracy", "accuracy_shuffled", "question_prior", "by_type"},
+    "easy_vqa_redrawn": {"n", "accuracy", "accuracy_shuffled", "question_prior", "by_type"},
+    "shapes": {"n", "exact", "exact_shuffled"},
     "scenes": {"n", "cider", "bleu4", "exact", "cider_shuffled"},
     "seconds": {"fetch", "convert", "encode", "train", "eval"},
     "parameters": {"total", "active", "trainable"},
@@ -212,6 +180,8 @@ KEYS = {
 SETTINGS = {
     "vqa_images": 8,
     "vqa_test": 12,
+    "redrawn_test": 8,
+    "shapes_test": 5,
     "scenes": 6,
     "scenes_test": 4,
     "train.steps": 6,
@@ -242,7 +212,8 @@ def test_the_whole_walk(walked, tmp_path, picture, capsys):
     for part, keys in KEYS.items():
         assert keys <= report[part].keys(), part
     assert set(report["easy_vqa"]["by_type"]) <= {"yes/no", "shape", "color"}
-    assert report["easy_vqa"]["n"] == 12 and report["scenes"]["n"] == 4
+    assert report["easy_vqa"]["n"] == 12 and report["easy_vqa_redrawn"]["n"] == 8 and report["shapes"]["n"] == 5
+    assert report["scenes"]["n"] == 4
     assert 0 < report["peak_rss_gb"] < 8
     assert report["parameters"]["trainable"] < report["parameters"]["active"] < report["parameters"]["total"]
     assert SETTINGS.items() <= dict(leaves(read(QuickstartConfig(), run))).items()

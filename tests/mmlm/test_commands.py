@@ -113,6 +113,8 @@ def test_an_empty_question(question, cat, capsys):
         (["quickstart", "--train.step=5"], "unknown argument '--train.step', did you mean '--train.steps'?"),
         (["upcycle", "a", "b", "--expert", "4"], "unknown argument '--expert', did you mean '--experts'?"),
         (["upcycle", "a", "b", "--experts", "four"], "argument --experts: invalid int value: 'four'"),
+        (["ask", "cat.png", "why?", "--tokens", "0"], "argument --tokens: '0' is no whole number from 1 on"),
+        (["caption", "cat.png", "--tokens", "4.5"], "argument --tokens: '4.5' is no whole number from 1 on"),
         (["ask", "cat.png"], "the following arguments are required: QUESTION"),
     ],
 )
@@ -194,8 +196,15 @@ def test_ctrl_c_while_answering(run, cat, capsys, monkeypatch):
     assert capsys.readouterr().err.endswith("mmlm: interrupted: what was finished is kept\n")
 
 
-def test_a_bad_image_is_told_before_torch_is_loaded(tmp_path):
-    """Whoever mistyped a name does not wait for the model."""
-    code = "import sys; from mmlm.cli import main; main(['ask', 'no.png', 'why?']); assert 'torch' not in sys.modules"
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["ask", "no.png", "why?"], "no.png: no such file; check the path"),
+        (["ask", "cat.png", "why?", "--model", "runs/quikstart"], "runs/quikstart: no such folder; `mmlm quickstart` "),
+    ],
+)
+def test_a_mistyped_name_is_told_before_torch_is_loaded(words, message, cat, tmp_path):
+    (tmp_path / "runs").mkdir()
+    code = f"import sys; from mmlm.cli import main; main({words}); assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, timeout=60)
-    assert (done.returncode, done.stderr) == (0, "mmlm: no.png: no such file; check the path\n")
+    assert done.returncode == 0 and done.stderr.startswith(f"mmlm: {message}") and done.stderr.count("\n") == 1

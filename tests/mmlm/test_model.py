@@ -534,6 +534,12 @@ def test_answers_end_by_themselves_or_after_64_tokens(shared, picture):
     assert shared.generate_tokens(batch, do_sample=False, max_length=start + 5).shape[1] <= 5
 
 
+def test_ask_and_caption_need_an_image(shared):
+    for call in (shared.caption, lambda image: shared.ask(image, "What?")):
+        with pytest.raises(ValueError, match="None"):
+            call(None)
+
+
 def test_ask_and_caption_are_chats_about_one_image(shared, picture):
     chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Describe the image."}]}]
     said = shared.generate(picture(1), chat, **GREEDY)

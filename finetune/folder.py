@@ -1,0 +1,39 @@
+"""A run's folder: what its files are called, and whether a run may start, go on or start over there."""
+
+from pathlib import Path
+
+from finetune.config import QuickstartConfig, check_resumable, write
+from mmlm.files import WEIGHTS
+
+CHECKPOINT, METRICS = "checkpoint.pt", "metrics.jsonl"
+LOSS, REPORT, PAGE = SHOWN = ("loss.png", "report.json", "report.html")
+RUN = (CHECKPOINT, METRICS, WEIGHTS)  # files of which any makes a folder a run's
+
+
+def check_folder(config: QuickstartConfig, folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """Can the run be started, resumed or started over in this folder? FileExistsError or ValueError if not."""
+    there = has_run(folder)
+    if resume and overwrite:
+        raise ValueError("--resume goes on with the run that is there, --overwrite starts it over: give one of them")
+    if resume and not there:
+        raise ValueError(f"{folder}: no run is there to go on with; start one without --resume")
+    if resume:
+        check_resumable(config, folder)
+    elif there and not overwrite:
+        raise FileExistsError(
+            f"{folder}: a run is there already; --resume goes on with it, --overwrite starts it over, "
+            "--run NAME makes another"
+        )
+
+
+def has_run(folder: Path) -> bool:
+    """Is there a run in the folder, finished or not?"""
+    return any((folder / name).exists() for name in RUN)
+
+
+def start_folder(config: QuickstartConfig, folder: Path) -> None:
+    """Makes the run's folder, removes what another run made, and writes the config."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (*RUN, *SHOWN):
+        (folder / name).unlink(missing_ok=True)
+    write(config, folder)

@@ -1,0 +1,123 @@
+"""Redrawn pictures: the same shape in about the same colour, at any size, the same at every call."""
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw
+
+from finetune.redraw import LIGHT, SHADE, SIDES, Redrawn, cut_out, sharp
+
+COLORS = {"red": (255, 0, 0), "teal": (0, 128, 128), "gray": (128, 128, 128), "black": (0, 0, 0)}
+BOX = (20, 12, 43, 31)  # of a shape in its picture: 24 by 20 pixels
+
+
+@pytest.fixture(params=["circle", "rectangle", "triangle"])
+def shape(request):
+    return request.param
+
+
+def picture(shape="circle", color=(255, 0, 0), ground=(240, 250, 245)):
+    """A 64x64 picture with soft edges, as easy-VQA's are."""
+    large = Image.new("RGB", (256, 256), ground)
+    left, top, right, bottom = (4 * side for side in BOX)
+    draw = ImageDraw.Draw(large)
+    if shape == "circle":
+        draw.ellipse((left, top, right + 3, bottom + 3), color)
+    elif shape == "rectangle":
+        draw.rectangle((left, top, right + 3, bottom + 3), color)
+    else:
+        draw.polygon([((left + right) / 2, top), (left, bottom + 3), (right + 3, bottom + 3)], color)
+    return large.resize((64, 64), Image.Resampling.BOX)
+
+
+@pytest.fixture
+def path(tmp_path, shape):
+    picture(shape).save(tmp_path / "7.png")
+    return str(tmp_path / "7.png")
+
+
+def test_the_same_seed_draws_the_same(path):
+    first, again, other = Redrawn(path)(), Redrawn(path)(), Redrawn(path, seed=1)()
+    assert first.size == again.size and first.tobytes() == again.tobytes()
+    assert other.tobytes() != first.tobytes()
+    assert Redrawn(path) == Redrawn(path) and hash(Redrawn(path)) == hash(Redrawn(path))
+
+
+def test_where_the_file_lies_makes_no_difference(path, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    moved = tmp_path / "elsewhere" / "7.png"
+    moved.write_bytes((tmp_path / "7.png").read_bytes())
+    assert Redrawn(str(moved))().tobytes() == Redrawn(path)().tobytes()
+
+
+@pytest.mark.parametrize("color", COLORS.values(), ids=COLORS)
+def test_the_shape_keeps_its_colour_and_how_much_of_its_box_it_fills(shape, color, tmp_path):
+    """Which tells circles (0.79), rectangles (1) and triangles (0.5) apart, however they are stretched."""
+    picture(shape, color).save(tmp_path / "7.png")
+    fills = {"circle": np.pi / 4, "rectangle": 1, "triangle": 0.5}
+    for seed in range(20):
+        pixels = np.asarray(Redrawn(str(tmp_path / "7.png"), seed)()).astype(int)
+        near = np.abs(pixels - color).max(2) <= SHADE
+        ground = np.median(pixels[~near], 0)
+        assert (ground >= LIGHT).all()
+        inside = np.linalg.norm(pixels - np.median(pixels[near], 0), axis=2) < np.linalg.norm(pixels - ground, axis=2)
+        rows, columns = np.nonzero(inside)
+        width, height = np.ptp(columns) + 1, np.ptp(rows) + 1
+        if min(width, height) > 12:
+            assert inside.sum() / width / height == pytest.approx(fills[shape], abs=0.12)
+
+
+@given(seed=st.integers(0, 10**6))
+def test_the_canvas_is_of_any_size_and_the_shape_is_on_it(seed, tmp_path_factory):
+    folder = tmp_path_factory.getbasetemp()
+    picture().save(folder / "7.png")
+    image = Redrawn(str(folder / "7.png"), seed)()
+    assert SIDES[0] * 0.7 < min(image.size) and max(image.size) < SIDES[1] * 1.5
+    assert SIDES[0] * 0.99 < (image.width * image.height) ** 0.5 < SIDES[1] * 1.01
+    assert len(image.getcolors(2**20)) >= 2
+    part, _ = cut_out(image.crop((0, 0, *image.size)))
+    assert max(part.width / image.width, part.height / image.height) < 0.85
+
+
+def test_sizes_and_grounds_vary(path):
+    images = [Redrawn(path, seed)() for seed in range(60)]
+    sides = [(image.width * image.height) ** 0.5 for image in images]
+    assert sum(side < 100 for side in sides) >= 3 and sum(side > 512 for side in sides) >= 3
+    assert sum(image.width > image.height for image in images) in range(15, 46)
+    grounds = [max(image.getcolors(2**20))[1] for image in images]
+    assert 5 <= grounds.count((255, 255, 255)) <= 30 and len(set(grounds)) > 25
+
+
+def test_a_shape_is_cut_out_without_margin(shape):
+    part, color = cut_out(picture(shape, (0, 0, 255)))
+    assert part.mode == "L" and part.size == (BOX[2] - BOX[0] + 1, BOX[3] - BOX[1] + 1)
+    assert color == (0, 0, 255)
+    assert part.getextrema()[1] == 255
+
+
+def test_small_shapes_have_edges_for_the_most_part_and_keep_their_colour():
+    image = Image.new("RGB", (64, 64), "white")
+    image.putpixel((30, 30), (0, 128, 128))
+    for place in ((29, 30), (31, 30), (30, 29), (30, 31)):
+        image.putpixel(place, (128, 192, 192))
+    part, color = cut_out(image)
+    assert color == (0, 128, 128) and part.size == (3, 3)
+    assert part.getpixel((1, 1)) == 255 and part.getpixel((0, 0)) == 0 and 120 < part.getpixel((0, 1)) < 135
+
+
+@pytest.mark.parametrize("factor", [1, 2, 7.5])
+def test_edges_get_steeper(factor):
+    ramp = Image.frombytes("L", (256, 1), bytes(range(256)))
+    said = list(sharp(ramp, factor).tobytes())
+    assert said == sorted(said) and said[128] == 128 and (factor > 1) == (said[60] < 60)
+    assert said[0] == 0 and said[255] == 255
+
+
+def test_nothing_else_is_drawn_from(path):
+    random.seed(3)
+    state = random.getstate()
+    Redrawn(path)()
+    assert random.getstate() == state
