@@ -57,9 +57,12 @@ def predict(
     texts = [asked(model, sample) for sample in samples]
     prefixes = prefixes or Prefixes(model.decoder)
     answers = [""] * len(samples)
-    by_length = sorted(range(len(samples)), key=lambda i: (sum(map(cache.size, keys[i])), len(texts[i].ids)))
+    # like with like: media cost most, and a batch goes on until its longest answer ends
+    order = sorted(
+        range(len(samples)), key=lambda i: (samples[i].kind, sum(map(cache.size, keys[i])), len(texts[i].ids))
+    )
     for start in tqdm(range(0, len(samples), BATCH), desc=say, unit="batch"):
-        chosen = by_length[start : start + BATCH]
+        chosen = order[start : start + BATCH]
         rows = [texts[i] for i in chosen]
         ids, mask, index = processor.pad(rows, "left")
         media = media_of(cache, [keys[i] for i in chosen], index)

@@ -13,7 +13,8 @@ SIDES = (64, 768)  # pixels: the geometric mean of a canvas's sides
 SHARES = (0.15, 0.8)  # how much of the canvas a shape takes, in the direction in which it takes more
 LIGHT = 200  # of 255: a canvas's channels are at least this
 WHITE = 0.25  # how many canvases are white
-SHADE = 32  # of 255: how far a shape's channels are from easy-VQA's
+SHADE = 20  # of 255: how far a shape's channels are from easy-VQA's
+LIME, GREEN = (0, 255, 0), (0, 128, 0)  # as CSS and Pillow call them: easy-VQA's green is the first, theirs the second
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Redrawn:
         size = max(2, round(width * scale)), max(2, round(height * scale))
         light = 255 if drawn.random() < WHITE else LIGHT
         ground = tuple(drawn.randint(light, 255) for _ in "RGB")
+        if color == LIME:
+            color = (0, drawn.randint(GREEN[1], LIME[1]), 0)
         shade = tuple(min(255, max(0, channel + drawn.randint(-SHADE, SHADE))) for channel in color)
         canvas = Image.new("RGB", (wide, high), ground)
         place = drawn.randint(0, wide - size[0]), drawn.randint(0, high - size[1])

@@ -82,6 +82,13 @@ def test_the_canvas_is_of_any_size_and_the_shape_is_on_it(seed, tmp_path_factory
     assert max(part.width / image.width, part.height / image.height) < 0.85
 
 
+def test_greens_are_from_easy_vqas_to_pillows(tmp_path):
+    picture(color=(0, 255, 0)).save(tmp_path / "7.png")
+    greens = [cut_out(Redrawn(str(tmp_path / "7.png"), seed)())[1] for seed in range(40)]
+    assert min(green[1] for green in greens) in range(108, 150) and max(green[1] for green in greens) > 230
+    assert all(max(green[0], green[2]) <= SHADE for green in greens)
+
+
 def test_sizes_and_grounds_vary(path):
     images = [Redrawn(path, seed)() for seed in range(60)]
     sides = [(image.width * image.height) ** 0.5 for image in images]
