@@ -54,7 +54,10 @@ class Encoded:
 
 
 def encode(model: MultimodalLM, cache: FeatureCache, samples: Sequence[Sample], say: str) -> list[Encoded]:
-    """Samples -> tokens and feature-cache keys; images not seen before are encoded on the way."""
+    """Samples -> tokens and feature-cache keys; images not seen before are encoded on the way.
+
+    ValueError, naming the sample, for an answer without a token.
+    """
     texts = [asked(model, sample, answered=True) for sample in samples]
     for sample, text in zip(samples, texts, strict=True):
         if not text.answer:

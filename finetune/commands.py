@@ -20,17 +20,15 @@ def quickstart(parser: ArgumentParser) -> None:
 def run_quickstart(args: Namespace) -> None:
     from pathlib import Path
 
-    from finetune.config import QuickstartConfig, read
-    from finetune.folder import check_folder, has_run
+    from finetune.config import QuickstartConfig, check_resumable, read
+    from finetune.folder import check_folder
     from finetune.options import resolved
 
     folder = Path(args.folder)
+    check_folder(folder, resume=args.resume, overwrite=args.overwrite)  # these three before torch is loaded
     config = resolved(read(QuickstartConfig(), folder) if args.resume else QuickstartConfig(), args)
-    check_folder(config, folder, resume=args.resume, overwrite=args.overwrite)  # before torch is loaded
+    if args.resume:
+        check_resumable(config, folder)
     from finetune.quickstart import quickstart as walk
 
-    try:
-        walk(config, folder, resume=args.resume, overwrite=args.overwrite)
-    except KeyboardInterrupt as error:
-        hint = "--resume goes on with it" if has_run(folder) else "the same command starts again"
-        raise KeyboardInterrupt(hint) from error
+    walk(config, folder, resume=args.resume, overwrite=args.overwrite)

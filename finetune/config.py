@@ -76,7 +76,7 @@ class QuickstartConfig:
     vqa_images: int = within("[1, inf)", 1800)
     """easy-VQA images to train on, of 4,000; each has about ten questions."""
     redrawn: float = within("[0, 1]", 0.5)
-    """Share of those images that are drawn again, up to 1,000 pixels wide: easy-VQA's own are all 64x64."""
+    """Share of those images that are drawn again, some 50 to 1,000 pixels wide: easy-VQA's own are all 64x64."""
     vqa_test: int = within("[1, inf)", 2000)
     """easy-VQA test questions to score, drawn at random; 9,673 are all."""
     redrawn_test: int = within("[1, inf)", 500)
@@ -176,14 +176,28 @@ def write(config: Any, folder: Path) -> None:
 
 
 def read(config: Any, folder: Path) -> Any:
-    """The config with the values that `write` wrote. ValueError if there are none, or they do not fit."""
+    """The config with the values that `write` wrote. ValueError if there are none, some are missing or do not fit."""
     path = folder / NAME
     try:
-        return resolve(config, yaml.safe_load(path.read_text(encoding="utf-8")))
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+        resolve(config, given)
     except FileNotFoundError as error:
-        raise ValueError(f"{folder}: no run is there to go on with; start one without --resume") from error
+        raise ValueError(f"{path}: missing; put it there, or start over with --overwrite") from error
     except (yaml.YAMLError, AttributeError) as error:  # no YAML, or none of a mapping
         raise ValueError(f"{path}: damaged; put a whole one there, or start over with --overwrite") from error
+    for name, _ in leaves(config):
+        if not said(given, name):
+            raise ValueError(f"{path}: written by another version, it has no {name}; start over with --overwrite")
+    return config
+
+
+def said(given: Any, name: str) -> bool:
+    """Do the nested values have one of this dotted name?"""
+    for part in name.split("."):
+        if not isinstance(given, Mapping) or part not in given:
+            return False
+        given = given[part]
+    return True
 
 
 def check_resumable(config: Any, folder: Path) -> None:

@@ -3,9 +3,8 @@
 import random
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
-from finetune.redraw import Redrawn
+from finetune.redraw import Redrawn, source
 from finetune.scenes import Scene, test_scenes, train_scenes
 from mmlm.samples import Image, Sample
 from mmlm.zoo import EXTRA
@@ -35,7 +34,7 @@ def redrawn(samples: Sequence[Sample], share: float, seed: int = 0) -> list[Samp
     """easy-VQA's `samples`, a share of their images drawn again at other sizes; samples of one image share it still."""
 
     def shown(image: Image) -> Image:
-        chosen = random.Random(f"{seed} of {Path(str(image)).name}").random() < share
+        chosen = random.Random(f"{seed} of {source(str(image))}").random() < share
         return Redrawn(str(image), seed) if chosen else image
 
     return [replace(sample, images=tuple(map(shown, sample.images))) for sample in samples]

@@ -2,28 +2,28 @@
 
 from pathlib import Path
 
-from finetune.config import QuickstartConfig, check_resumable, write
-from mmlm.files import WEIGHTS
+from finetune.config import NAME, QuickstartConfig, write
+from mmlm.names import WEIGHTS
 
 CHECKPOINT, METRICS = "checkpoint.pt", "metrics.jsonl"
 LOSS, REPORT, PAGE = SHOWN = ("loss.png", "report.json", "report.html")
 RUN = (CHECKPOINT, METRICS, WEIGHTS)  # files of which any makes a folder a run's
 
 
-def check_folder(config: QuickstartConfig, folder: Path, *, resume: bool, overwrite: bool) -> None:
-    """Can the run be started, resumed or started over in this folder? FileExistsError or ValueError if not."""
-    there = has_run(folder)
+def check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """Can a run be started, resumed or started over in this folder? FileExistsError or ValueError if not."""
     if resume and overwrite:
         raise ValueError("--resume goes on with the run that is there, --overwrite starts it over: give one of them")
-    if resume and not there:
+    if resume and not has_run(folder):
         raise ValueError(f"{folder}: no run is there to go on with; start one without --resume")
-    if resume:
-        check_resumable(config, folder)
-    elif there and not overwrite:
-        raise FileExistsError(
-            f"{folder}: a run is there already; --resume goes on with it, --overwrite starts it over, "
-            "--run NAME makes another"
-        )
+    if has_run(folder):
+        if not resume and not overwrite:
+            raise FileExistsError(
+                f"{folder}: a run is there already; --resume goes on with it, --overwrite starts it over, "
+                "--run NAME makes another"
+            )
+    elif folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - {NAME}):
+        raise FileExistsError(f"{folder}: something else is there; --run NAME makes the run in a folder of its own")
 
 
 def has_run(folder: Path) -> bool:

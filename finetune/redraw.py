@@ -21,14 +21,14 @@ LIME, GREEN = (0, 255, 0), (0, 128, 0)  # as CSS and Pillow call them: easy-VQA'
 class Redrawn:
     """A flat shape on a flat ground, drawn again: larger, stretched, in a shade of its colour, somewhere on a canvas.
 
-    Calling it draws it; what is drawn is a function of seed and file name alone.
+    Calling it draws it; picture, seed and `source` alone say how.
     """
 
     path: str
     seed: int = 0
 
     def __call__(self) -> Image.Image:
-        drawn = random.Random(f"{self.seed} {Path(self.path).name}")
+        drawn = random.Random(f"{self.seed} {source(self.path)}")
         shape, color = cut_out(open_image(self.path))
         side, aspect = _spread(drawn, *SIDES), _spread(drawn, 0.5, 2)
         wide, high = round(side * aspect**0.5), round(side / aspect**0.5)
@@ -45,6 +45,11 @@ class Redrawn:
         place = drawn.randint(0, wide - size[0]), drawn.randint(0, high - size[1])
         canvas.paste(shade, place, sharp(shape.resize(size, Image.Resampling.BICUBIC), max(1.0, scale)))
         return canvas
+
+
+def source(path: str) -> str:
+    """What tells a picture of easy-VQA from all others, wherever that is installed: "train/images/7.png"."""
+    return "/".join(Path(path).parts[-3:])
 
 
 def cut_out(picture: Image.Image) -> tuple[Image.Image, tuple[int, ...]]:

@@ -1,9 +1,8 @@
 """The command line's own verbs. Nothing heavy is imported before one runs."""
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from pathlib import Path
 
-RUN = "runs/quickstart"
+from mmlm.names import RUN, check_adapter
 
 
 def caption(parser: ArgumentParser) -> None:
@@ -73,10 +72,6 @@ def _open(args: Namespace, images: list[str]):  # type: ignore[no-untyped-def]  
 
     for image in images:
         open_image(image)
-    if args.model == RUN and not Path(RUN).exists():
-        raise ValueError(f"{RUN}: no such folder; `mmlm quickstart` trains a model into it, --model names another")
-    from mmlm.hub import check_adapter
-
     check_adapter(args.model)
     from huggingface_hub.utils import logging as hub
     from transformers.utils import logging

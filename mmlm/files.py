@@ -1,4 +1,4 @@
-"""What the files of a saved adapter are called, and folders that are there whole or not at all."""
+"""Folders that are there whole or not at all."""
 
 import os
 import shutil
@@ -6,8 +6,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-CONFIG, WEIGHTS = "adapter_config.json", "adapter.safetensors"
 
 
 @contextmanager

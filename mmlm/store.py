@@ -13,8 +13,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from mmlm.config import AdapterConfig
-from mmlm.files import CONFIG, WEIGHTS
-from mmlm.hub import check_adapter, is_hub_id
+from mmlm.names import CONFIG, RUN, WEIGHTS, check_adapter, is_hub_id
 
 CARD = """\
 ---
@@ -75,13 +74,13 @@ def load(name: str | os.PathLike[str], revision: str | None = None) -> tuple[Ada
         if missing:
             raise ValueError(f"{folder}: no saved adapter in it ({' and '.join(missing)} missing)")
     else:
-        check_adapter(str(name))
+        check_adapter(str(name), revision)
         try:
             paths = [Path(hf_hub_download(str(name), file, revision=revision)) for file in (CONFIG, WEIGHTS)]
         except OSError as error:
             raise ValueError(
                 f"{name}: no such folder, and no adapter of that name could be fetched from the hub; "
-                "`mmlm quickstart` trains one into runs/quickstart"
+                f"`mmlm quickstart` trains one into {RUN}"
             ) from error
     config, data = AdapterConfig.load(paths[0]), Path(paths[1]).read_bytes()
     try:

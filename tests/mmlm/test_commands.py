@@ -146,7 +146,7 @@ def test_a_run_that_is_there_is_not_touched(tmp_path, capsys):
 
 
 def test_no_run_yet(cat, capsys, monkeypatch):
-    assert refused(capsys, "caption", cat).startswith("runs/quickstart: no such folder; `mmlm quickstart` trains")
+    assert refused(capsys, "caption", cat).startswith("runs/quickstart: no such folder, and the hub was not asked")
 
 
 def test_a_folder_without_an_adapter(cat, tmp_path, capsys):
@@ -200,7 +200,7 @@ def test_ctrl_c_while_answering(run, cat, capsys, monkeypatch):
     ("words", "message"),
     [
         (["ask", "no.png", "why?"], "no.png: no such file; check the path"),
-        (["ask", "cat.png", "why?", "--model", "runs/quikstart"], "runs/quikstart: no such folder; `mmlm quickstart` "),
+        (["ask", "cat.png", "why?", "--model", "runs/quikstart"], "runs/quikstart: no such folder, and the hub "),
     ],
 )
 def test_a_mistyped_name_is_told_before_torch_is_loaded(words, message, cat, tmp_path):
