@@ -55,7 +55,7 @@ class BatchConfig:
 class TrainConfig:
     """One training run."""
 
-    steps: int = within("[1, inf)", 620)
+    steps: int = within("[1, inf)", 680)
     """Optimizer steps."""
     log_every: int = within("[1, inf)", 10)
     """Steps between lines of metrics.jsonl."""
@@ -87,11 +87,11 @@ class QuickstartConfig:
     """Captioned scenes to train on."""
     scenes_test: int = within("[1, inf)", 200)
     """Captioned scenes to score, of object pairs never seen together in training."""
-    blocks_from: int = within("[0, inf)", 26)
+    blocks_from: int = within("[0, inf)", 27)
     """The first decoder layer, of 30, that has a gated block in front; those after it have one each."""
     captions_per_image: int = within("[1, inf)", 2)
     """Captions of one scene in a batch, of its five; they are longer than answers."""
-    vqa_share: float = within("[0, 1]", 0.71)
+    vqa_share: float = within("[0, 1]", 0.7)
     """Share of the training batches that are of easy-VQA: questions, and captions of shapes. The rest are of scenes."""
     seed: int = within("[0, inf)", 0)
     """Of all that is drawn at random."""
