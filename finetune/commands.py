@@ -31,4 +31,7 @@ def run_quickstart(args: Namespace) -> None:
         check_resumable(config, folder)
     from finetune.quickstart import quickstart as walk
 
-    walk(config, folder, resume=args.resume, overwrite=args.overwrite)
+    try:
+        walk(config, folder, resume=args.resume, overwrite=args.overwrite)
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(*error.args or ["the same command starts again"]) from error

@@ -6,7 +6,7 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
@@ -97,7 +97,7 @@ def quickstart(config: QuickstartConfig, folder: Path, *, resume: bool = False, 
             }
     known = easy_vqa("train")
     report: dict[str, Any] = {name: vqa_report(known, tests[name], *said[name]) for name in VQA}
-    report |= {name: caption_report(tests[name], *said[name]) for name in CAPTIONS}
+    report |= {name: caption_report(tests[name], *said[name], DIGITS[name]) for name in CAPTIONS}
     report |= {
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "resumed": resume,
@@ -132,12 +132,11 @@ def check_packages() -> None:
 
 @contextmanager
 def resumable(folder: Path) -> Iterator[None]:
-    """Within it Ctrl-C tells how to go on."""
+    """Within it Ctrl-C tells how to go on, if there is what to go on from."""
     try:
         yield
     except KeyboardInterrupt as error:
-        hint = "--resume goes on with it" if has_run(folder) else "the same command starts again"
-        raise KeyboardInterrupt(hint) from error
+        raise KeyboardInterrupt(*["--resume goes on with it"] * has_run(folder)) from error
 
 
 @contextmanager
@@ -169,19 +168,16 @@ def vqa_report(
     return scores(list(range(len(test)))) | {"by_type": by_type}
 
 
-def caption_report(test: Sequence[Sample], said: Sequence[str], blind: Sequence[str]) -> dict[str, Any]:
-    """CIDEr, BLEU-4 and exact match, and the same with shuffled images."""
+def caption_report(
+    test: Sequence[Sample], said: Sequence[str], blind: Sequence[str], metrics: Iterable[str]
+) -> dict[str, Any]:
+    """The metrics ("cider", "bleu4", "exact"), and the same with shuffled images."""
     references = [sample.references for sample in test]
-    true, shuffled = caption_scores(said, references), caption_scores(blind, references)
-    return {
-        "n": len(test),
-        "cider": true["cider"],
-        "bleu4": true["bleu4"],
-        "exact": exact_match(said, references),
-        "cider_shuffled": shuffled["cider"],
-        "bleu4_shuffled": shuffled["bleu4"],
-        "exact_shuffled": exact_match(blind, references),
-    }
+    report: dict[str, Any] = {"n": len(test)}
+    for answers, shuffled in ((said, ""), (blind, "_shuffled")):
+        scores = caption_scores(answers, references) | {"exact": exact_match(answers, references)}
+        report |= {f"{metric}{shuffled}": scores[metric] for metric in metrics}
+    return report
 
 
 def parameters(model: MultimodalLM) -> dict[str, int]:

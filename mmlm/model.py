@@ -188,7 +188,7 @@ class MultimodalLM(nn.Module):
 
         Args:
             images: as `processor` takes them: one image, a list for one prompt, or one entry for each prompt.
-            prompt: a string with `<image>` marks, a chat, or a list of either.
+            prompt: a string with `<image>` marks, taken as it is; a chat, as `chat` makes it; or a list of either.
             kwargs: of transformers' `generate` (max_new_tokens, num_beams, do_sample, stopping_criteria, ...).
 
         Returns a string for one prompt, a list of strings for a list; with num_return_sequences that many for each.
@@ -219,7 +219,9 @@ class MultimodalLM(nn.Module):
         yield from pieces(partial(self.generate_tokens, batch), self.processor.tokenizer, kwargs)
 
     def ask(self, image: Source, question: str, **kwargs: Any) -> str:
-        """The answer to a question about an image."""
+        """The answer to a question about one image; of several, see `chat` and `generate`."""
+        if isinstance(image, list | tuple):
+            raise ValueError(f"{len(image)} images: ask and caption take one; generate takes a list")
         return str(self.generate([image], self.chat(question), **kwargs))
 
     def caption(self, image: Source, **kwargs: Any) -> str:

@@ -56,6 +56,9 @@ SCENES = [
 ]
 
 
+ALL = ("cider", "bleu4", "exact")
+
+
 def test_vqa_numbers():
     report = vqa_report(TRAIN, TEST, ["no", "red", "yes", "yes"], ["no", "teal", "no", "no"])
     assert {name: report[name] for name in ("n", "accuracy", "accuracy_shuffled", "question_prior")} == {
@@ -77,12 +80,13 @@ def test_vqa_numbers():
 
 def test_caption_numbers():
     right = [sample.answer for sample in SCENES]
-    report = caption_report(SCENES, right, [right[1], right[2], right[0]])
+    report = caption_report(SCENES, right, [right[1], right[2], right[0]], ALL)
     assert report["n"] == 3 and report["exact"] == 1 and report["exact_shuffled"] == 0
     assert report["bleu4"] == pytest.approx(1) and report["bleu4_shuffled"] < 0.1
     assert report["cider"] > 5 > 10 * report["cider_shuffled"]
-    second = caption_report(SCENES, ["a dog below a cat", right[1], "nothing"], right)
+    second = caption_report(SCENES, ["a dog below a cat", right[1], "nothing"], right, ALL)
     assert second["exact"] == pytest.approx(2 / 3) and second["cider_shuffled"] == report["cider"]
+    assert caption_report(SCENES, right, right, ["exact"]) == {"n": 3, "exact": 1, "exact_shuffled": 1}
 
 
 def test_cards_are_of_different_images_as_they_come():
@@ -104,8 +108,8 @@ def report():
     return {
         "easy_vqa": vqa_report(TRAIN, TEST, ["no", "red", "yes", "yes"], ["no", "teal", "no", "no"]),
         "easy_vqa_redrawn": vqa_report(TRAIN, TEST[:2], ["no", "teal"], ["no", "teal"]),
-        "shapes": caption_report(SCENES[:2], [SCENES[0].answer, "x"], ["y", "z"]),
-        "scenes": caption_report(SCENES, [sample.answer for sample in SCENES], ["x", "y", "z"]),
+        "shapes": caption_report(SCENES[:2], [SCENES[0].answer, "x"], ["y", "z"], ["exact"]),
+        "scenes": caption_report(SCENES, [sample.answer for sample in SCENES], ["x", "y", "z"], ALL),
         "seconds": {"fetch": 0.1, "train": 12.6},
         "resumed": False,
         "peak_rss_gb": 2.5,
@@ -156,10 +160,23 @@ def test_parameters_are_counted(tiny_model):
 
 
 def test_ctrl_c_tells_how_to_go_on(tmp_path):
-    for hint in ("the same command starts again", "--resume goes on with it"):
-        with pytest.raises(KeyboardInterrupt, match=hint), resumable(tmp_path):
+    for hints in ((), ("--resume goes on with it",)):
+        with pytest.raises(KeyboardInterrupt) as caught, resumable(tmp_path):
             raise KeyboardInterrupt
+        assert caught.value.args == hints
         (tmp_path / "checkpoint.pt").touch()
+
+
+def test_ctrl_c_before_training_says_that_there_is_nothing_to_resume(tmp_path, monkeypatch, capsys):
+    """As while encoding, though an older run be there."""
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("finetune.quickstart.check_packages", interrupted)
+    (tmp_path / METRICS).write_text("{}\n")
+    assert cli.main(["quickstart", "--run", str(tmp_path), "--overwrite"]) == 130
+    assert capsys.readouterr().err == "mmlm: interrupted: what was finished is kept; the same command starts again\n"
 
 
 def test_what_is_held_out_is_apart():

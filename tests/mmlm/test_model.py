@@ -538,6 +538,8 @@ def test_ask_and_caption_need_an_image(shared):
     for call in (shared.caption, lambda image: shared.ask(image, "What?")):
         with pytest.raises(ValueError, match="None"):
             call(None)
+        with pytest.raises(ValueError, match="2 images: ask and caption take one; generate takes a list"):
+            call(["a.jpg", "b.jpg"])
 
 
 def test_ask_and_caption_are_chats_about_one_image(shared, picture):
