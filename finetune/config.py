@@ -186,12 +186,12 @@ def read(config: Any, folder: Path) -> Any:
     except (yaml.YAMLError, AttributeError) as error:  # no YAML, or none of a mapping
         raise ValueError(f"{path}: damaged; put a whole one there, or start over with --overwrite") from error
     for name, _ in leaves(config):
-        if not said(given, name):
+        if not has(given, name):
             raise ValueError(f"{path}: written by another version, it has no {name}; start over with --overwrite")
     return config
 
 
-def said(given: Any, name: str) -> bool:
+def has(given: Any, name: str) -> bool:
     """Do the nested values have one of this dotted name?"""
     for part in name.split("."):
         if not isinstance(given, Mapping) or part not in given:

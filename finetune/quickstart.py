@@ -81,7 +81,7 @@ def quickstart(config: QuickstartConfig, folder: Path, *, resume: bool = False, 
         Batches(model, cache, questions, batch, config.seed),
         Batches(model, cache, sentences, replace(batch, per_image=config.captions_per_image), config.seed),
     ]
-    longest = {name: max(entry.text.answer for entry in questions) for name in tests}
+    longest = dict.fromkeys(tests, max(entry.text.answer for entry in questions))
     longest["scenes"] = max(entry.text.answer for entry in sentences)
     with resumable(folder):
         with timed(seconds, "train"):

@@ -58,8 +58,7 @@ def cut_out(picture: Image.Image) -> tuple[Image.Image, tuple[int, ...]]:
     The corner is of the ground, what is farthest from that is of the shape, and what lies between is an edge.
     """
     pixels = np.asarray(picture).astype(float)
-    away = pixels - pixels[0, 0]
-    far = np.linalg.norm(away, axis=2)
+    far = np.linalg.norm(pixels - pixels[0, 0], axis=2)
     row, column = np.unravel_index(far.argmax(), far.shape)
     part = Image.fromarray((255 * far / far.max()).round().astype(np.uint8))
     return part.crop(part.point(lambda value: 255 * (value > 25)).getbbox()), tuple(map(int, pixels[row, column]))

@@ -2,9 +2,6 @@
 
 from pathlib import Path
 
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
-
 CONFIG, WEIGHTS = "adapter_config.json", "adapter.safetensors"
 RUNS = "runs"  # where runs are kept, unless their names say otherwise
 RUN = f"{RUNS}/quickstart"
@@ -12,6 +9,9 @@ RUN = f"{RUNS}/quickstart"
 
 def is_hub_id(name: str) -> bool:
     """May the name be a repository's on the hub? A folder's is not."""
+    from huggingface_hub.errors import HFValidationError  # here, since `mmlm --help` need not wait for it
+    from huggingface_hub.utils import validate_repo_id
+
     try:
         validate_repo_id(name)
     except HFValidationError:
