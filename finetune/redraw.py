@@ -1,5 +1,6 @@
 """easy-VQA's pictures, drawn again as others would draw them: all of them are 64x64, and people's are not."""
 
+import io
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,9 @@ SHARES = (0.15, 0.8)  # how much of the canvas a shape takes, in the direction i
 LIGHT = 200  # of 255: a canvas's channels are at least this
 WHITE = 0.25  # how many canvases are white
 SHADE = 20  # of 255: how far a shape's channels are from easy-VQA's
-LIME, GREEN = (0, 255, 0), (0, 128, 0)  # as CSS and Pillow call them: easy-VQA's green is the first, theirs the second
+DARKEST = {(255, 0, 0): 205, (0, 255, 0): 128, (0, 0, 255): 128}  # Pillow's green is at 128, easy-VQA's at 255
+JPEG = 0.5  # how many canvases are compressed
+QUALITY = (60, 95)  # as Pillow counts it
 
 
 @dataclass(frozen=True)
@@ -38,13 +41,20 @@ class Redrawn:
         size = max(2, round(width * scale)), max(2, round(height * scale))
         light = 255 if drawn.random() < WHITE else LIGHT
         ground = tuple(drawn.randint(light, 255) for _ in "RGB")
-        if color == LIME:
-            color = (0, drawn.randint(GREEN[1], LIME[1]), 0)
+        darker = drawn.randint(DARKEST.get(color, 255), 255) / 255
+        color = tuple(round(channel * darker) for channel in color)
         shade = tuple(min(255, max(0, channel + drawn.randint(-SHADE, SHADE))) for channel in color)
         canvas = Image.new("RGB", (wide, high), ground)
         place = drawn.randint(0, wide - size[0]), drawn.randint(0, high - size[1])
         canvas.paste(shade, place, sharp(shape.resize(size, Image.Resampling.BICUBIC), max(1.0, scale)))
-        return canvas
+        return compressed(canvas, drawn.randint(*QUALITY)) if drawn.random() < JPEG else canvas
+
+
+def compressed(picture: Image.Image, quality: int) -> Image.Image:
+    """What a JPEG of the picture shows."""
+    data = io.BytesIO()
+    picture.save(data, "JPEG", quality=quality)
+    return open_image(data.getvalue())
 
 
 def source(path: str) -> str:

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from finetune.redraw import LIGHT, SHADE, SIDES, Redrawn, cut_out, sharp
+from finetune import redraw
+from finetune.redraw import LIGHT, SHADE, SIDES, Redrawn, compressed, cut_out, sharp
 
 COLORS = {"red": (255, 0, 0), "teal": (0, 128, 128), "gray": (128, 128, 128), "black": (0, 0, 0)}
 BOX = (20, 12, 43, 31)  # of a shape in its picture: 24 by 20 pixels
@@ -18,6 +19,12 @@ BOX = (20, 12, 43, 31)  # of a shape in its picture: 24 by 20 pixels
 @pytest.fixture(params=["circle", "rectangle", "triangle"])
 def shape(request):
     return request.param
+
+
+@pytest.fixture
+def plain(monkeypatch):
+    """Nothing is compressed, so that colours can be compared."""
+    monkeypatch.setattr(redraw, "JPEG", 0)
 
 
 def picture(shape="circle", color=(255, 0, 0), ground=(240, 250, 245)):
@@ -59,13 +66,14 @@ def test_splits_are_drawn_apart_wherever_they_lie(path, tmp_path):
 
 
 @pytest.mark.parametrize("color", COLORS.values(), ids=COLORS)
-def test_the_shape_keeps_its_colour_and_how_much_of_its_box_it_fills(shape, color, tmp_path):
+def test_the_shape_keeps_its_colour_and_how_much_of_its_box_it_fills(shape, color, tmp_path, plain):
     """Which tells circles (0.79), rectangles (1) and triangles (0.5) apart, however they are stretched."""
     picture(shape, color).save(tmp_path / "7.png")
     fills = {"circle": np.pi / 4, "rectangle": 1, "triangle": 0.5}
     for seed in range(20):
         pixels = np.asarray(Redrawn(str(tmp_path / "7.png"), seed)()).astype(int)
-        near = np.abs(pixels - color).max(2) <= SHADE
+        floor = np.multiply(color, redraw.DARKEST.get(color, 255) / 255)
+        near = ((pixels >= floor - SHADE) & (pixels <= np.add(color, SHADE))).all(2)
         ground = np.median(pixels[~near], 0)
         assert (ground >= LIGHT).all()
         inside = np.linalg.norm(pixels - np.median(pixels[near], 0), axis=2) < np.linalg.norm(pixels - ground, axis=2)
@@ -87,14 +95,38 @@ def test_the_canvas_is_of_any_size_and_the_shape_is_on_it(seed, tmp_path_factory
     assert max(part.width / image.width, part.height / image.height) < 0.85
 
 
-def test_greens_are_from_easy_vqas_to_pillows(tmp_path):
-    picture(color=(0, 255, 0)).save(tmp_path / "7.png")
-    greens = [cut_out(Redrawn(str(tmp_path / "7.png"), seed)())[1] for seed in range(40)]
-    assert min(green[1] for green in greens) in range(108, 150) and max(green[1] for green in greens) > 230
-    assert all(max(green[0], green[2]) <= SHADE for green in greens)
+@pytest.mark.parametrize(
+    "color, darkest", [((0, 255, 0), 128), ((0, 0, 255), 128), ((255, 0, 0), 205), ((255, 255, 0), 255)]
+)
+def test_primaries_may_be_darker_as_pillows_green_is(color, darkest, tmp_path, plain):
+    picture(color=color).save(tmp_path / "7.png")
+    shades = np.array([cut_out(Redrawn(str(tmp_path / "7.png"), seed)())[1] for seed in range(60)])
+    full = shades[:, np.array(color) == 255]
+    assert darkest - SHADE <= full.min() < darkest + 20 and full.max() > 240
+    assert shades[:, np.array(color) == 0].max() <= SHADE
 
 
-def test_sizes_and_grounds_vary(path):
+def test_half_of_the_canvases_are_compressed(path, monkeypatch):
+    def noisy():
+        """Whose ground and shape alone leave more colours than soft edges have."""
+        return [seed for seed in range(60) if len(Redrawn(path, seed)().getcolors(2**20)) > 256]
+
+    once = noisy()
+    assert 15 <= len(once) <= 45
+    monkeypatch.setattr(redraw, "JPEG", 0)
+    assert not noisy()
+
+
+@pytest.mark.parametrize("quality", redraw.QUALITY)
+def test_compression_keeps_the_size_and_about_the_colours(quality):
+    before = picture().resize((200, 200))
+    after = compressed(before, quality)
+    assert after.size == before.size and after.mode == "RGB" and after.tobytes() != before.tobytes()
+    apart = np.abs(np.asarray(after).astype(int) - np.asarray(before))
+    assert 0 < apart.mean() < 4 and apart[0, 0].max() <= 4
+
+
+def test_sizes_and_grounds_vary(path, plain):
     images = [Redrawn(path, seed)() for seed in range(60)]
     sides = [(image.width * image.height) ** 0.5 for image in images]
     assert sum(side < 100 for side in sides) >= 3 and sum(side > 512 for side in sides) >= 3
