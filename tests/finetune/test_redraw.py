@@ -96,7 +96,7 @@ def test_the_canvas_is_of_any_size_and_the_shape_is_on_it(seed, tmp_path_factory
 
 
 @pytest.mark.parametrize(
-    "color, darkest", [((0, 255, 0), 128), ((0, 0, 255), 128), ((255, 0, 0), 205), ((255, 255, 0), 255)]
+    ("color", "darkest"), [((0, 255, 0), 128), ((0, 0, 255), 128), ((255, 0, 0), 205), ((255, 255, 0), 255)]
 )
 def test_primaries_may_be_darker_as_pillows_green_is(color, darkest, tmp_path, plain):
     picture(color=color).save(tmp_path / "7.png")
