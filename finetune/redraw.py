@@ -15,7 +15,8 @@ SHARES = (0.15, 0.8)  # how much of the canvas a shape takes, in the direction i
 LIGHT = 200  # of 255: a canvas's channels are at least this
 WHITE = 0.25  # how many canvases are white
 SHADE = 20  # of 255: how far a shape's channels are from easy-VQA's
-DARKEST = {(255, 0, 0): 205, (0, 255, 0): 128, (0, 0, 255): 128}  # Pillow's green is at 128, easy-VQA's at 255
+# How dark a primary may be: green is 255 to easy-VQA, 128 to Pillow.
+DARKEST: dict[tuple[int, ...], int] = {(255, 0, 0): 205, (0, 255, 0): 128, (0, 0, 255): 128}
 JPEG = 0.5  # how many canvases are compressed
 QUALITY = (60, 95)  # as Pillow counts it
 
