@@ -73,9 +73,9 @@ class TrainConfig:
 class QuickstartConfig:
     """What `mmlm quickstart` does."""
 
-    vqa_images: int = within("[1, inf)", 1800)
+    vqa_images: int = within("[1, inf)", 3200)
     """easy-VQA images to train on, of 4,000; each has about ten questions."""
-    redrawn: float = within("[0, 1]", 0.5)
+    redrawn: float = within("[0, 1]", 0.7)
     """Share of those images that are drawn again, some 50 to 1,000 pixels wide: easy-VQA's own are all 64x64."""
     vqa_test: int = within("[1, inf)", 2000)
     """easy-VQA test questions to score, drawn at random; 9,673 are all."""
@@ -83,7 +83,7 @@ class QuickstartConfig:
     """How many of those test questions are scored on redrawn images, too."""
     shapes_test: int = within("[1, inf)", 100)
     """Redrawn test images to caption ("a red circle") and score."""
-    scenes: int = within("[1, inf)", 1600)
+    scenes: int = within("[1, inf)", 1500)
     """Captioned scenes to train on."""
     scenes_test: int = within("[1, inf)", 200)
     """Captioned scenes to score, of object pairs never seen together in training."""

@@ -11,7 +11,8 @@ from PIL import Image
 from vision.images import open_image
 
 SIDES = (64, 768)  # pixels: the geometric mean of a canvas's sides
-SHARES = (0.15, 0.8)  # how much of the canvas a shape takes, in the direction in which it takes more
+SHARES = (0.12, 0.85)  # how much of the canvas a shape takes, in the direction in which it takes more
+EDGES = (1, 100)  # how much steeper than easy-VQA's, scaled up, edges are; at the most there is nothing between
 LIGHT = 200  # of 255: a canvas's channels are at least this
 WHITE = 0.25  # how many canvases are white
 SHADE = 20  # of 255: how far a shape's channels are from easy-VQA's
@@ -38,7 +39,7 @@ class Redrawn:
         wide, high = round(side * aspect**0.5), round(side / aspect**0.5)
         stretch = _spread(drawn, 0.7, 1.4)
         width, height = shape.width * stretch**0.5, shape.height / stretch**0.5
-        scale = _spread(drawn, *SHARES) * min(wide / width, high / height)
+        scale = drawn.uniform(*SHARES) * min(wide / width, high / height)
         size = max(2, round(width * scale)), max(2, round(height * scale))
         light = 255 if drawn.random() < WHITE else LIGHT
         ground = tuple(drawn.randint(light, 255) for _ in "RGB")
@@ -47,7 +48,8 @@ class Redrawn:
         shade = tuple(min(255, max(0, channel + drawn.randint(-SHADE, SHADE))) for channel in color)
         canvas = Image.new("RGB", (wide, high), ground)
         place = drawn.randint(0, wide - size[0]), drawn.randint(0, high - size[1])
-        canvas.paste(shade, place, sharp(shape.resize(size, Image.Resampling.BICUBIC), max(1.0, scale)))
+        steeper = max(1.0, scale) * _spread(drawn, *EDGES)
+        canvas.paste(shade, place, sharp(shape.resize(size, Image.Resampling.BICUBIC), steeper))
         return compressed(canvas, drawn.randint(*QUALITY)) if drawn.random() < JPEG else canvas
 
 

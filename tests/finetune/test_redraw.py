@@ -92,7 +92,7 @@ def test_the_canvas_is_of_any_size_and_the_shape_is_on_it(seed, tmp_path_factory
     assert SIDES[0] * 0.99 < (image.width * image.height) ** 0.5 < SIDES[1] * 1.01
     assert len(image.getcolors(2**20)) >= 2
     part, _ = cut_out(image.crop((0, 0, *image.size)))
-    assert max(part.width / image.width, part.height / image.height) < 0.85
+    assert max(part.width / image.width, part.height / image.height) < 0.9
 
 
 @pytest.mark.parametrize(
