@@ -55,7 +55,7 @@ class BatchConfig:
 class TrainConfig:
     """One training run."""
 
-    steps: int = within("[1, inf)", 680)
+    steps: int = within("[1, inf)", 700)
     """Optimizer steps."""
     log_every: int = within("[1, inf)", 10)
     """Steps between lines of metrics.jsonl."""
@@ -83,7 +83,7 @@ class QuickstartConfig:
     """How many of those test questions are scored on redrawn images, too."""
     shapes_test: int = within("[1, inf)", 100)
     """Redrawn test images to caption ("a red circle") and score."""
-    scenes: int = within("[1, inf)", 1500)
+    scenes: int = within("[1, inf)", 1600)
     """Captioned scenes to train on."""
     scenes_test: int = within("[1, inf)", 200)
     """Captioned scenes to score, of object pairs never seen together in training."""
@@ -91,7 +91,7 @@ class QuickstartConfig:
     """The first decoder layer, of 30, that has a gated block in front; those after it have one each."""
     captions_per_image: int = within("[1, inf)", 2)
     """Captions of one scene in a batch, of its five; they are longer than answers."""
-    vqa_share: float = within("[0, 1]", 0.7)
+    vqa_share: float = within("[0, 1]", 0.66)
     """Share of the training batches that are of easy-VQA: questions, and captions of shapes. The rest are of scenes."""
     seed: int = within("[0, inf)", 0)
     """Of all that is drawn at random."""
