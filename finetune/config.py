@@ -55,7 +55,7 @@ class BatchConfig:
 class TrainConfig:
     """One training run."""
 
-    steps: int = within("[1, inf)", 700)
+    steps: int = within("[1, inf)", 600)
     """Optimizer steps."""
     log_every: int = within("[1, inf)", 10)
     """Steps between lines of metrics.jsonl."""
