@@ -55,7 +55,7 @@ class BatchConfig:
 class TrainConfig:
     """One training run."""
 
-    steps: int = within("[1, inf)", 600)
+    steps: int = within("[1, inf)", 640)
     """Optimizer steps."""
     log_every: int = within("[1, inf)", 10)
     """Steps between lines of metrics.jsonl."""
@@ -75,7 +75,7 @@ class QuickstartConfig:
 
     vqa_images: int = within("[1, inf)", 3200)
     """easy-VQA images to train on, of 4,000; each has about ten questions."""
-    redrawn: float = within("[0, 1]", 0.7)
+    redrawn: float = within("[0, 1]", 0.5)
     """Share of those images that are drawn again, some 50 to 1,000 pixels wide: easy-VQA's own are all 64x64."""
     vqa_test: int = within("[1, inf)", 2000)
     """easy-VQA test questions to score, drawn at random; 9,673 are all."""
@@ -91,7 +91,7 @@ class QuickstartConfig:
     """The first decoder layer, of 30, that has a gated block in front; those after it have one each."""
     captions_per_image: int = within("[1, inf)", 2)
     """Captions of one scene in a batch, of its five; they are longer than answers."""
-    vqa_share: float = within("[0, 1]", 0.66)
+    vqa_share: float = within("[0, 1]", 0.7)
     """Share of the training batches that are of easy-VQA: questions, and captions of shapes. The rest are of scenes."""
     seed: int = within("[0, inf)", 0)
     """Of all that is drawn at random."""
