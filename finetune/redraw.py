@@ -12,7 +12,7 @@ from vision.images import open_image
 
 SIDES = (64, 768)  # pixels: the geometric mean of a canvas's sides
 SHARES = (0.12, 0.85)  # how much of the canvas a shape takes, in the direction in which it takes more
-EDGES = (1, 100)  # how much steeper than easy-VQA's, scaled up, edges are; at the most there is nothing between
+EDGES = (1, 100)  # how much steeper than in a 64x64 picture edges are, by pixel; at the most nothing is between
 LIGHT = 200  # of 255: a canvas's channels are at least this
 WHITE = 0.25  # how many canvases are white
 SHADE = 20  # of 255: how far a shape's channels are from easy-VQA's

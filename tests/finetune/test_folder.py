@@ -58,7 +58,7 @@ def test_overwriting_removes_what_a_run_made_and_nothing_else(tmp_path):
     [
         ([], "a run is there already"),
         (["--resume", "--overwrite"], "give one of them"),
-        (["--resume", "--train.steps=3"], "--train.steps is 680 in"),
+        (["--resume", "--train.steps=3"], f"--train.steps is {CONFIG.train.steps} in"),
     ],
 )
 def test_what_is_refused_is_refused_before_torch_is_loaded(options, message, tmp_path):
