@@ -1,6 +1,7 @@
 """The command line's own verbs. Nothing heavy is imported before one runs."""
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from pathlib import Path
 
 from mmlm.names import RUN, check_adapter
 
@@ -31,9 +32,42 @@ def run_ask(args: Namespace) -> None:
     if not args.question.strip():
         raise ValueError('QUESTION is empty: say what to ask, as in "what color is the shape?"')
     model = _open(args, [args.image])
-    for piece in model.stream(args.image, model.chat(args.question), max_new_tokens=args.tokens, do_sample=False):
+    for piece in model.stream(args.image, model.messages(args.question), max_new_tokens=args.tokens, do_sample=False):
         print(piece, end="", flush=True)
     print()
+
+
+def info(parser: ArgumentParser) -> None:
+    """Tell what is frozen and what is trained, how large it is, and what an image costs.
+
+    From configs alone: no weights are read, so that the largest decoder takes seconds.
+    """
+    parser.add_argument(
+        "model",
+        nargs="?",
+        default="",
+        metavar="MODEL",
+        help=f"saved adapter; or a decoder: hub id, folder, or gpt4-rumour (default: {RUN} if there, else the default "
+        "decoder)",
+    )
+    parser.add_argument("--vision", metavar="NAME", help="backbone for a decoder: timm/NAME (default: the default one)")
+    parser.add_argument("--every", type=count, metavar="N", help="a gated block before every N-th layer")
+    parser.add_argument("--start", type=int, metavar="K", help="... from layer K on (default: 0)")
+    parser.add_argument(
+        "--kv-heads", type=count, metavar="N", help="key and value heads of the blocks (default: the decoder's)"
+    )
+    parser.set_defaults(run=run_info)
+
+
+def run_info(args: Namespace) -> None:
+    from mmlm import zoo
+    from mmlm.info import inspect, report
+
+    name = args.model or (RUN if Path(RUN).is_dir() else zoo.DECODER)
+    settings = {
+        key: value for key in ("vision", "every", "start", "kv_heads") if (value := getattr(args, key)) is not None
+    }
+    print(report(inspect(name, **settings)))
 
 
 def upcycle(parser: ArgumentParser) -> None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
+from difflib import get_close_matches
 from math import inf
 from pathlib import Path
 from types import UnionType
@@ -128,6 +129,45 @@ def fits(value: Any, kind: Any) -> bool:
     if isinstance(kind, UnionType):
         return any(fits(value, one) for one in inner)
     return isinstance(value, int | float if kind is float else kind) and isinstance(value, bool) <= (kind is bool)
+
+
+def fit_config(
+    decoder: Any,
+    *,
+    every: int | None = None,
+    start: int | None = None,
+    layers: list[int] | None = None,
+    heads: int | None = None,
+    kv_heads: int | None = None,
+    **settings: Any,
+) -> AdapterConfig:
+    """The config of a new adapter: what is not said follows from the decoder's.
+
+    Args:
+        decoder: config of a transformers decoder.
+        every, start, layers: as in `place_blocks`.
+        heads, kv_heads: of the cross-attention; by default the decoder's own.
+        settings: other fields of `AdapterConfig`.
+
+    Raises ValueError for settings that there are not, that make no sense, or that do not fit the decoder.
+    """
+    known = [f.name for f in fields(AdapterConfig) if f.name not in FOUND]
+    for key in settings:
+        if key not in known:
+            near = get_close_matches(key, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
+            raise ValueError(f"from_parts: no setting {key!r}{hint}")
+    text = decoder.get_text_config(decoder=True)
+    heads = text.num_attention_heads if heads is None else heads
+    kv_heads = getattr(text, "num_key_value_heads", None) or heads if kv_heads is None else kv_heads
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return AdapterConfig(
+        layers=place_blocks(text.num_hidden_layers, every, start, layers),
+        hidden=text.hidden_size,
+        heads=heads,
+        kv_heads=kv_heads,
+        **({"head_dim": width, "media_dim": text.hidden_size} | settings),
+    )
 
 
 def place_blocks(count: int, every: int | None, start: int | None, layers: list[int] | None) -> list[int]:

@@ -7,11 +7,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from mmlm.experts import use_padded_experts
 
 SAMPLES = 1024  # values of each tensor that go into a fingerprint
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")  # as configs name how many
+PICKED = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts", "moe_top_k")
 SHARED = ("trust_remote_code", "token", "cache_dir", "local_files_only", "subfolder")  # by decoder and tokenizer
 
 
@@ -65,15 +67,28 @@ def find_layers(decoder: nn.Module) -> nn.ModuleList:
     return found[0]
 
 
+def expert_counts(config: PretrainedConfig) -> tuple[int, int]:
+    """(experts of a layer, how many of them a token goes through); (0, 0) for a dense decoder."""
+    text = config.get_text_config(decoder=True)
+
+    def first(names: tuple[str, ...]) -> int:
+        values = [getattr(text, name, None) for name in names]
+        values = [max(value) if isinstance(value, list) else value for value in values]  # one for each layer
+        return next((value for value in values if type(value) is int), 0)
+
+    experts, picked = first(EXPERTS), first(PICKED)
+    return (experts, picked) if experts > 1 and picked else (0, 0)
+
+
 def active_parameters(decoder: PreTrainedModel) -> int:
     """Parameters that one token goes through: of a layer's experts only as many as the router picks."""
-    text = decoder.config.get_text_config()
-    experts = getattr(text, "num_local_experts", None) or getattr(text, "num_experts", None)
-    picked = getattr(text, "num_experts_per_tok", None)
+    experts, picked = expert_counts(decoder.config)
     total = 0
     for name, parameter in decoder.named_parameters():
         size = parameter.numel()
-        total += size * picked // experts if experts and picked and ".experts." in name else size
+        # one of a list of experts, or all of them in one tensor
+        routed = ".experts." in name or (parameter.dim() == 3 and len(parameter) == experts)
+        total += size * picked // experts if experts and routed else size
     return total
 
 

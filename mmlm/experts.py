@@ -7,6 +7,7 @@ second time on. With rows padded there are few shapes. transformers' `grouped_mm
 N tokens, k experts of each, D width.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -21,22 +22,30 @@ MOST = 192  # rows of one product. With [1536, 576] oneDNN's bits are other ones
 
 
 class Experts(Protocol):
-    """The experts of one MoE layer, as transformers hands them to an experts function."""
+    """The experts of one MoE layer, as transformers hands them to an experts function.
+
+    Weights and biases are named `gate_up_proj` (`up_proj` without a gate), `down_proj`, and the same with `_bias`.
+    """
 
     num_experts: int
-    gate_up_proj: Tensor
-    down_proj: Tensor
-
-    def _apply_gate(self, gate_up_out: Tensor) -> Tensor: ...
+    has_gate: bool
+    has_bias: bool
+    has_post_expert_norm: bool
+    is_transposed: bool
+    _is_expert_parallel: bool
+    _apply_gate: Callable[[Tensor], Tensor]
+    act_fn: Callable[[Tensor], Tensor]
+    post_expert_norm: Callable[[Tensor], Tensor]
 
 
 def padded_experts(self: Experts, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
     """The experts' share of an MoE layer, as transformers' experts interface asks for it: [N, D] -> [N, D].
 
     Frozen experts get no weight gradients. Elsewhere than on a CPU, where a decoder may have been moved since, counting
-    the rows would wait for the device at every layer: transformers' `grouped_mm` needs no count.
+    the rows would wait for the device at every layer: transformers' `grouped_mm` needs no count. Experts spread over
+    processes are left to it, too.
     """
-    if hidden.device.type != "cpu":
+    if hidden.device.type != "cpu" or self._is_expert_parallel:
         return ALL_EXPERTS_FUNCTIONS["grouped_mm"](self, hidden, top_k_index, top_k_weights)
     tokens, k = top_k_index.shape
     expert = top_k_index.reshape(-1)
@@ -47,23 +56,31 @@ def padded_experts(self: Experts, hidden: Tensor, top_k_index: Tensor, top_k_wei
         if count:
             for rows in (order[first : first + count] // k).split(MOST):
                 x = hidden.index_select(0, pad(rows, (0, -len(rows) % ROWS)))
-                gated = self._apply_gate(linear(x, self.gate_up_proj[number]))
-                results.append(linear(gated, self.down_proj[number])[: len(rows)])
+                results.append(one_expert(self, number, x)[: len(rows)])
             first += count
     back = torch.empty_like(order).index_put((order,), torch.arange(len(order), device=order.device))
     chosen = torch.cat(results).index_select(0, back).view(tokens, k, -1)
     return (chosen * top_k_weights[..., None]).sum(1).to(hidden.dtype)
 
 
+def one_expert(experts: Experts, number: int, x: Tensor) -> Tensor:
+    """What expert `number` makes of the rows x: [rows, D] -> [rows, D]."""
+
+    def product(name: str, x: Tensor) -> Tensor:
+        weight = getattr(experts, name)[number]
+        bias = getattr(experts, f"{name}_bias")[number] if experts.has_bias else None
+        return linear(x, weight.T if experts.is_transposed else weight, bias)
+
+    if experts.has_gate:
+        inner = experts._apply_gate(product("gate_up_proj", x))
+    else:
+        inner = experts.act_fn(product("up_proj", x))
+    y = product("down_proj", inner)
+    return experts.post_expert_norm(y) if experts.has_post_expert_norm else y
+
+
 def use_padded_experts(decoder: PreTrainedModel) -> None:
-    """Switches the decoder's experts to `padded_experts`, if it has experts, all of the plain gated kind."""
-    experts = [
-        module for module in decoder.modules() if hasattr(module, "gate_up_proj") and hasattr(module, "down_proj")
-    ]
-    plain = all(
-        getattr(e, "has_gate", False) and not e.has_bias and not e.is_transposed and not e.has_post_expert_norm
-        for e in experts
-    )
-    if experts and plain:
+    """Switches the decoder's experts to `padded_experts`, if it has any that transformers lets one choose for."""
+    if any(hasattr(module, "has_post_expert_norm") for module in decoder.modules()):
         ALL_EXPERTS_FUNCTIONS.register(NAME, padded_experts)
         decoder.set_experts_implementation(NAME)

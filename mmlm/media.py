@@ -14,6 +14,8 @@ R rows, T text tokens, S media embeddings of a row, N embeddings from one featur
 """
 
 from collections.abc import Sequence
+from copy import copy
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from mmlm.adapter import Adapter
+from mmlm.recompute import again
 from vision.encoder import Features, Prepared
 
 KEYS = (
@@ -91,8 +94,16 @@ class View:
     Keys and values are computed once per block, however many tokens are generated.
     """
 
-    def __init__(self, adapter: Adapter, media: Tensor, batch: dict[str, Any], attend: str, dtype: torch.dtype) -> None:
-        self.adapter, self.media, self.attend, self.dtype = adapter, media, attend, dtype
+    def __init__(
+        self,
+        adapter: Adapter,
+        media: Tensor,
+        batch: dict[str, Any],
+        attend: str,
+        dtype: torch.dtype,
+        recompute: bool = False,
+    ) -> None:
+        self.adapter, self.media, self.attend, self.dtype, self.recompute = adapter, media, attend, dtype, recompute
         self.gather, self.owner, self.index = batch["media_gather"], batch["media_owner"], batch["media_index"]
         self.kv: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         self.sees: Tensor | None = None
@@ -123,7 +134,9 @@ class View:
             return hidden
         with casting(hidden.device, self.dtype):
             k, v = self.keys_values(block, hidden.shape[0] // len(self.index))
-            return self.adapter.blocks[block](hidden, k, v, self.mask, self.sees)
+            gated = self.adapter.blocks[block]
+            run = partial(again, gated) if self.recompute else gated
+            return run(hidden, k, v, self.mask, self.sees)
 
     def keys_values(self, block: int, copies: int) -> tuple[Tensor, Tensor]:
         """Keys and values [rows, K, S, d] of the block, each row `copies` times."""
@@ -133,3 +146,25 @@ class View:
             k, v = (x.index_select(0, gather.flatten()).unflatten(0, gather.shape) for x in (k, v))
             self.kv[block, copies] = k.transpose(1, 2), v.transpose(1, 2)
         return self.kv[block, copies]
+
+    def at(self, index: Tensor) -> "View":
+        """The same media, their keys and values shared, seen by the tokens of another text: `media_index` [R, T]."""
+        other = copy(self)
+        other.index = index
+        return other
+
+    def joined(self, new: "View", before: int) -> "View":
+        """The media of one row, and `new` ones of the same row after them; of the old no keys and values are computed.
+
+        Args:
+            before: images of the row before the new ones.
+        """
+        other = copy(self)
+        other.media = torch.cat([self.media, new.media])
+        other.gather = torch.cat([self.gather, new.gather + len(self.media)], 1)
+        other.owner = torch.cat([self.owner, new.owner + before], 1)
+        other.kv = {}
+        for (block, copies), pair in self.kv.items():
+            more = new.keys_values(block, copies)
+            other.kv[block, copies] = torch.cat([pair[0], more[0]], 2), torch.cat([pair[1], more[1]], 2)
+        return other

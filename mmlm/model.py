@@ -15,10 +15,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mmlm import store, zoo
 from mmlm.adapter import Adapter
-from mmlm.config import FOUND, AdapterConfig, place_blocks
+from mmlm.chat import Chat
+from mmlm.config import AdapterConfig, fit_config
 from mmlm.decoder import find_layers, fingerprint, freeze, load_decoder
 from mmlm.media import KEYS, View, casting
 from mmlm.processor import Message, Processor, Text, is_one
+from mmlm.recompute import Recompute
 from mmlm.splice import Splice
 from mmlm.stream import pieces
 from vision.backbone import MODULE, load_backbone
@@ -45,7 +47,10 @@ class MultimodalLM(nn.Module):
         freeze(vision)
         self.adapter = Adapter(config).to(device)
         self.processor = Processor(tokenizer, vision.pyramid, vision.detail, config.mark)
-        self.splice = Splice(decoder, find_layers(decoder), config.layers)
+        layers = find_layers(decoder)
+        self.splice = Splice(decoder, layers, config.layers)
+        # below the first block there is nothing to go back to
+        self.recompute = Recompute(layers[min(config.layers, default=len(layers)) :])
 
     # -- made and kept ----------------------------------------------------------------------------------------------
 
@@ -80,19 +85,8 @@ class MultimodalLM(nn.Module):
         Raises ValueError for parts that cannot be loaded, and for settings that do not fit them.
         """
         built, tokenizer, name = _decoder(decoder, tokenizer, revision, decoder_kwargs or {})
-        text = built.config.get_text_config()
-        d = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        heads = text.num_attention_heads if heads is None else heads
-        kv_heads = getattr(text, "num_key_value_heads", None) or heads if kv_heads is None else kv_heads
-        config = AdapterConfig(
-            decoder=name,
-            revision=revision,
-            layers=place_blocks(text.num_hidden_layers, every, start, layers),
-            hidden=text.hidden_size,
-            heads=heads,
-            kv_heads=kv_heads,
-            **({"head_dim": d, "media_dim": text.hidden_size} | _known(adapter)),
-        )
+        placed = {"every": every, "start": start, "layers": layers, "heads": heads, "kv_heads": kv_heads}
+        config = fit_config(built.config, decoder=name, revision=revision, **placed, **adapter)
         encoder = _encoder(config, vision)
         config.vision, config.channels = encoder.backbone.name, encoder.channels
         return cls(config, built, tokenizer, encoder)
@@ -161,21 +155,42 @@ class MultimodalLM(nn.Module):
 
         Without media, and for every token before its row's first image, that is bit for bit the base decoder's.
         """
+        if self.recompute.on and torch.is_grad_enabled():
+            if kwargs.get("past_key_values") is not None:
+                raise ValueError(
+                    "past_key_values: layers that are computed again in backward would add to the cache twice; pass "
+                    "whole texts, or call gradient_checkpointing_disable()"
+                )
+            kwargs["use_cache"] = False
         with self.looking(kwargs):
             return self.decoder(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
 
     def looking(self, batch: dict[str, Any]) -> AbstractContextManager[None]:
         """A context in which `self.decoder` sees the batch's media, whose keys are taken out of `batch`."""
         media = {key: batch.pop(key) for key in KEYS if key in batch}
-        if not media:
-            return self.splice.looking(None)
+        return self.splice.looking(self.view(media) if media else None)
+
+    def view(self, media: dict[str, Any]) -> View:
+        """The media part of a batch as the gated blocks see it."""
         values = media.get("media_values")
         if values is None:
             values = self.vision(media["pixel_values"], media["media_cells"])
         dtype = self.decoder.dtype
         with casting(self.device, dtype):
             embeddings = self.adapter.media([value.float() for value in values], media["media_places"])
-        return self.splice.looking(View(self.adapter, embeddings, media, self.config.attend, dtype))
+        return View(self.adapter, embeddings, media, self.config.attend, dtype, self.recompute.on)
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+        """From now on backward computes activations again: a layer's memory, for about a third more time.
+
+        Args:
+            gradient_checkpointing_kwargs: of transformers' method, for those who pass them; none is needed.
+        """
+        self.recompute.enable()
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Activations are kept again."""
+        self.recompute.disable()
 
     @property
     def device(self) -> torch.device:
@@ -188,30 +203,38 @@ class MultimodalLM(nn.Module):
 
         Args:
             images: as `processor` takes them: one image, a list for one prompt, or one entry for each prompt.
-            prompt: a string with `<image>` marks, taken as it is; a chat, as `chat` makes it; or a list of either.
+            prompt: a string with `<image>` marks, taken as it is; a chat, as `messages` makes it; or a list of either.
             kwargs: of transformers' `generate` (max_new_tokens, num_beams, do_sample, stopping_criteria, ...).
 
         Returns a string for one prompt, a list of strings for a list; with num_return_sequences that many for each.
+
+        With the keys of a batch of `processor` instead (`generate(**batch, ...)`) it is transformers' own: what comes
+        back is what that returns, the prompt's ids before the new ones.
         """
+        if "input_ids" in kwargs:
+            return self.continued(kwargs)
         batch = self.processor(images, prompt).to(self.device)
         tokens = self.generate_tokens(batch, **kwargs)
         texts = self.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         texts = [text.strip() for text in texts]
         return texts[0] if is_one(prompt) and len(texts) == 1 else texts
 
-    @torch.no_grad()
     def generate_tokens(self, batch: Mapping[str, Any], **kwargs: Any) -> Tensor:
         """A batch of `processor` -> the ids of what was generated [rows, new tokens], the prompt not among them."""
+        result = self.continued({**batch, **kwargs})
+        sequences = result if isinstance(result, Tensor) else result.sequences
+        return sequences[:, batch["input_ids"].shape[1] :]
+
+    @torch.no_grad()
+    def continued(self, kwargs: dict[str, Any]) -> Any:
+        """What the decoder's own `generate` returns for a batch of `processor`, and its own keyword arguments."""
+        kwargs = dict(kwargs)  # looking takes the media out
         if "max_length" not in kwargs and "generation_config" not in kwargs:
             kwargs.setdefault("max_new_tokens", NEW_TOKENS)
         if "pad_token_id" not in kwargs and self.decoder.generation_config.pad_token_id is None:
             kwargs["pad_token_id"] = self.processor.tokenizer.eos_token_id
-        prompt = batch["input_ids"].shape[1]
-        batch = dict(batch)  # looking takes the media out
-        with casts_kept(self.device), self.looking(batch):
-            result = self.decoder.generate(**batch, **kwargs)  # type: ignore[operator]  # of a mixin that subclasses have
-        sequences = result if isinstance(result, Tensor) else result.sequences
-        return sequences[:, prompt:]
+        with casts_kept(self.device), self.looking(kwargs):
+            return self.decoder.generate(**kwargs)  # type: ignore[operator]  # of a mixin that subclasses have
 
     def stream(self, images: Any = None, prompt: Text = "", **kwargs: Any) -> Iterator[str]:
         """Yields the text of `generate` piece by piece, as it is made; when it is read no further, generation ends."""
@@ -219,16 +242,20 @@ class MultimodalLM(nn.Module):
         yield from pieces(partial(self.generate_tokens, batch), self.processor.tokenizer, kwargs)
 
     def ask(self, image: Source, question: str, **kwargs: Any) -> str:
-        """The answer to a question about one image; of several, see `chat` and `generate`."""
+        """The answer to a question about one image; of several, see `messages` and `generate`."""
         if isinstance(image, list | tuple):
             raise ValueError(f"{len(image)} images: ask and caption take one; generate takes a list")
-        return str(self.generate([image], self.chat(question), **kwargs))
+        return str(self.generate([image], self.messages(question), **kwargs))
 
     def caption(self, image: Source, **kwargs: Any) -> str:
         """A description of an image."""
         return self.ask(image, self.config.caption_prompt, **kwargs)
 
-    def chat(self, question: str, images: int = 1) -> list[Message]:
+    def chat(self, images: Source | list[Source] | None = None) -> Chat:
+        """A conversation, its first question to be about `images`: `model.chat("cat.jpg").ask("What colour is it?")`."""
+        return Chat(self, images)
+
+    def messages(self, question: str, images: int = 1) -> list[Message]:
         """The chat that `ask` sends: system message, images and question as the adapter was trained on them."""
         if not question.strip():
             raise ValueError("the question is empty: say what to do with the image, as in 'Describe the image.'")
@@ -248,20 +275,6 @@ def casts_kept(device: torch.device) -> Iterator[None]:
     """
     with torch.autocast(device.type, enabled=False):
         yield
-
-
-def _known(adapter: dict[str, Any]) -> dict[str, Any]:
-    """The adapter's settings, if they are `AdapterConfig`'s and for a user to set."""
-    from dataclasses import fields
-    from difflib import get_close_matches
-
-    names = [field.name for field in fields(AdapterConfig) if field.name not in FOUND]
-    for key in adapter:
-        if key not in names:
-            near = get_close_matches(key, names, n=1)
-            hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(names)}"
-            raise ValueError(f"from_parts: no setting {key!r}{hint}")
-    return adapter
 
 
 def _decoder(

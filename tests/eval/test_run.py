@@ -86,8 +86,8 @@ def test_samples_of_several_images_and_of_none(model, cache, picture):
     ]
     said = predict(model, cache, samples, max_new_tokens=6)
     assert said[2] == model.ask(images[2], "this?", max_new_tokens=6, do_sample=False)
-    assert said[0] == model.generate(images[:2], model.chat("which?", 2), max_new_tokens=6, do_sample=False)
-    assert said[1] == model.generate(None, model.chat("what?", 0), max_new_tokens=6, do_sample=False)
+    assert said[0] == model.generate(images[:2], model.messages("which?", 2), max_new_tokens=6, do_sample=False)
+    assert said[1] == model.generate(None, model.messages("what?", 0), max_new_tokens=6, do_sample=False)
 
 
 @pytest.mark.parametrize("image_last", [False, True])

@@ -96,7 +96,7 @@ def test_learnt_is_the_answer_and_its_end(tiny_model, cache, make_samples):
     samples = make_samples(5, 2)
     for sample, entry in zip(samples, encode(tiny_model, cache, samples, ""), strict=True):
         assert tokenizer.decode(entry.text.ids[-entry.text.answer :]) == sample.answer + tokenizer.eos_token
-        asked = tiny_model.processor.chat(tiny_model.chat(sample.question))
+        asked = tiny_model.processor.chat(tiny_model.messages(sample.question))
         prompt = tokenizer.decode(entry.text.ids[: -entry.text.answer])
         assert prompt == asked.replace(tiny_model.processor.mark, "")
 
@@ -167,7 +167,7 @@ def test_what_is_taught_is_what_ask_asks(tiny_model, make_samples):
     (sample,) = make_samples(1)
     marked = asked(tiny_model, sample, answered=True)
     learnt = marked.answer
-    batch = tiny_model.processor(sample.images[0], tiny_model.chat(sample.question))
+    batch = tiny_model.processor(sample.images[0], tiny_model.messages(sample.question))
     assert marked.ids[:-learnt] == batch["input_ids"][0].tolist()
     assert marked.index[:-learnt] == batch["media_index"][0].tolist()
     assert marked.index[-1] == 0

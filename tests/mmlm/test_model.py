@@ -550,7 +550,7 @@ def test_ask_and_caption_are_chats_about_one_image(shared, picture):
 
 def test_chat_follows_the_config(make_model):
     model = make_model(system="Be brief.", image_last=True)
-    system, user = model.chat("What?")
+    system, user = model.messages("What?")
     assert system == {"role": "system", "content": "Be brief."}
     assert [part["type"] for part in user["content"]] == ["text", "image"]
 

@@ -11,7 +11,7 @@ from vision.features import FeatureCache
 @pytest.mark.parametrize("image_last", [False, True])
 def test_what_is_asked_is_what_ask_asks(image_last, make_model, picture):
     model, images = make_model(image_last=image_last), (picture(0), picture(1))
-    batch = model.processor(list(images), model.chat("which?", 2))
+    batch = model.processor(list(images), model.messages("which?", 2))
     marked = asked(model, Sample("a", images, "which?", "x"))
     assert marked.ids == batch["input_ids"][0].tolist() and marked.index == batch["media_index"][0].tolist()
     assert max(marked.index) == 1 and marked.answer == 0

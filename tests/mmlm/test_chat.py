@@ -1,0 +1,88 @@
+"""A conversation says what the same messages say at once, and computes nothing twice."""
+
+import pytest
+
+from vision.images import ImageError
+
+GREEDY = {"max_new_tokens": 6, "do_sample": False}
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["image first", "image last"])
+def model(request, make_model, open_gates):
+    return open_gates(make_model(image_last=request.param, attend="all"))
+
+
+@pytest.fixture
+def turns(picture):
+    return [("What is it?", [picture(1)]), ("And how many?", []), ("And these?", [picture(2), picture(3)]), ("So?", [])]
+
+
+def parts(messages):
+    """Images stand in messages as their parts do."""
+    return sum(part == {"type": "image"} for m in messages if isinstance(m["content"], list) for part in m["content"])
+
+
+def test_a_conversation_says_what_its_messages_say(model, turns):
+    chat, shown = model.chat(), []
+    for question, images in turns:
+        answer = chat.ask(question, images, **GREEDY)
+        shown += images
+        *before, last = chat.messages
+        assert last == {"role": "assistant", "content": answer}
+        assert parts(before) == len(shown)
+        assert model.generate(shown, before, **GREEDY) == answer
+    assert len(chat.messages) == 2 * len(turns)
+
+
+def test_text_and_media_are_computed_once(model, turns):
+    lengths, keys, pixels = [], [], []
+    handles = [
+        model.decoder.model.embed_tokens.register_forward_pre_hook(lambda _, args: lengths.append(args[0].shape[1])),
+        model.adapter.blocks[0].k.register_forward_hook(lambda _, args, out: keys.append(len(args[0]))),
+        model.vision.backbone.register_forward_pre_hook(lambda _, args: pixels.append(len(args[0]))),
+    ]
+    chat = model.chat()
+    for question, images in turns:
+        chat.ask(question, images, **GREEDY)
+    for handle in handles:
+        handle.remove()
+    whole = len(model.processor.read(chat.messages[:-1], 3).ids)
+    prefilled = [length for length in lengths if length > 1]
+    assert len(prefilled) == len(turns) and sum(prefilled) <= whole + 4 * len(turns)
+    assert len(keys) == 2  # turns with images
+    assert sum(pixels) == 3
+
+
+def test_images_may_be_given_at_the_start(model, picture):
+    one, other = model.chat(picture(1)), model.chat()
+    assert one.ask("What is it?", **GREEDY) == other.ask("What is it?", picture(1), **GREEDY)
+    assert one.ask("Sure?", **GREEDY) == other.ask("Sure?", **GREEDY)
+
+
+@pytest.mark.parametrize(
+    "how", [{"num_beams": 2}, {"do_sample": True}, {"cache_implementation": "static"}, {"use_cache": False}], ids=str
+)
+def test_other_ways_of_generating_go_on_too(how, model, picture):
+    chat = model.chat(picture(1))
+    chat.ask("What is it?", **GREEDY | how)
+    answer = chat.ask("Sure?", **GREEDY)
+    assert model.generate([picture(1)], chat.messages[:-1], **GREEDY) == answer
+
+
+def test_what_is_refused_leaves_the_conversation_as_it_was(model, picture, tmp_path):
+    chat = model.chat(picture(1))
+    with pytest.raises(ValueError, match="the question is empty"):
+        chat.ask(" ")
+    with pytest.raises(ImageError, match="nowhere"):
+        chat.ask("What?", tmp_path / "nowhere.png")
+    with pytest.raises(ValueError, match="num_return_sequences"):
+        chat.ask("What?", num_return_sequences=2)
+    assert chat.messages == [] and len(chat.waiting) == 1
+    assert chat.ask("What?", **GREEDY) == model.chat(picture(1)).ask("What?", **GREEDY)
+
+
+def test_without_an_image_it_is_the_base_decoders(model):
+    chat = model.chat()
+    answer = chat.ask("Hello?", **GREEDY)
+    assert answer == model.generate(None, chat.messages[:-1], **GREEDY)
+    assert chat.view is None

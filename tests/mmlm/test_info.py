@@ -1,0 +1,92 @@
+"""What is told of a model is what it is: counted without weights, checked against models that have them."""
+
+import time
+
+import pytest
+import torch
+from transformers import MixtralConfig
+
+from mmlm import cli, zoo
+from mmlm.config import AdapterConfig
+from mmlm.info import count, inspect, report, scaled, shipped
+
+
+@pytest.fixture
+def folder(tiny_decoder, tokenizer, tmp_path):
+    """A decoder on disk."""
+    tiny_decoder().save_pretrained(tmp_path / "decoder")
+    tokenizer.save_pretrained(tmp_path / "decoder")
+    return str(tmp_path / "decoder")
+
+
+def test_the_rumour_is_as_large_as_it_is_said_to_be(capsys):
+    started = time.monotonic()
+    info = inspect("gpt4-rumour")
+    assert time.monotonic() - started < 30
+    assert 1.75e12 < info.total < 1.9e12
+    assert 2.7e11 < info.active < 2.95e11
+    config = info.decoder.config
+    assert isinstance(config, MixtralConfig)
+    assert (config.num_hidden_layers, config.num_local_experts, config.num_experts_per_tok) == (120, 16, 2)
+    assert config.num_key_value_heads == 1
+    assert all(p.device.type == "meta" for part in (info.decoder, info.adapter) for p in part.parameters())
+    assert cli.main(["info", "gpt4-rumour", "--every", "8"]) == 0
+    said = capsys.readouterr().out
+    assert "1.83T" in said and "120 layers" in said and "16 experts, 2 to a token" in said
+    assert "before layers 0, 8, 16" in said
+
+
+def test_counts_are_those_of_the_model_itself(folder, make_model, tiny_decoder):
+    model = make_model(tiny_decoder(), layers=[1, 3])
+    info = inspect(folder, vision="timm/test_efficientnet", layers=[1, 3])
+    assert count(info.decoder) == count(model.decoder)
+    assert count(info.adapter) == count(model.adapter)
+    assert info.config.channels == model.config.channels
+    dense = sum(p.numel() for name, p in model.decoder.named_parameters() if ".experts." not in name)
+    routed = count(model.decoder) - dense
+    assert info.active == dense + routed // 2 + count(model.adapter)
+
+
+def test_a_saved_adapter_is_told_of(folder, tmp_path, capsys):
+    from mmlm.model import MultimodalLM
+
+    model = MultimodalLM.from_parts(decoder=folder, vision="timm/test_efficientnet", layers=[0, 5], kv_heads=1)
+    model.save_pretrained(tmp_path / "run")
+    assert cli.main(["info", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().out
+    for words in (folder, "MixtralForCausalLM", "2 gated blocks before layers 0, 5", "(1 for keys and values)"):
+        assert words in said
+    assert "4 experts, 2 to a token" in said and "512x512" in said and "255" in said and "1105" in said
+    assert cli.main(["info", str(tmp_path / "run"), "--every", "2"]) == 1
+    assert "a saved adapter has its own every; leave them out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["nowhere/at-all", "gpt4-rumor"])
+def test_what_is_no_model_is_refused(name, capsys):
+    assert cli.main(["info", name]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"mmlm: {name}: no config of a decoder") and "gpt4-rumour" in said
+
+
+def test_the_shipped_configurations_are_all_of_decoders():
+    assert list(shipped()) == ["gpt4-rumour"]
+    assert isinstance(inspect("gpt4-rumour", every=60).config, AdapterConfig)
+
+
+@pytest.mark.parametrize(
+    ("number", "said"), [(0, "0"), (999, "999"), (999.6, "1K"), (1234, "1.23K"), (1.827e12, "1.83T"), (5e15, "5e+03T")]
+)
+def test_numbers_have_three_digits(number, said):
+    assert scaled(number, ("", "K", "M", "B", "T")) == said
+
+
+@pytest.mark.slow
+def test_the_default_is_told_of(capsys):
+    info = inspect(zoo.DECODER)
+    assert 3.7e8 < info.total < 4.0e8 and count(info.backbone) < 4e6
+    assert "mmlm/smollm2-135m-moe-4x2" in report(info)
+
+
+def test_no_weights_are_made():
+    info = inspect("gpt4-rumour")
+    assert {p.device for p in info.backbone.parameters()} == {torch.device("meta")}
