@@ -80,7 +80,7 @@ class Chat:
         )
         if same < len(self.seen) and self.cache is not None:
             if all(type(layer) is DynamicLayer for layer in self.cache.layers):
-                self.cache.crop(same)
+                self.cache.crop(same - len(self.seen))
             else:
                 self.cache = None  # recurrent states and sliding windows do not go back
         ids = torch.tensor([[token for token, _ in prompt]], device=self.model.device)

@@ -132,7 +132,8 @@ def fits(value: Any, kind: Any) -> bool:
 
 
 def fit_config(
-    decoder: Any,
+    text_model: Any,
+    count: int,
     *,
     every: int | None = None,
     start: int | None = None,
@@ -144,7 +145,8 @@ def fit_config(
     """The config of a new adapter: what is not said follows from the decoder's.
 
     Args:
-        decoder: config of a transformers decoder.
+        text_model: config of a transformers decoder.
+        count: of its layers.
         every, start, layers: as in `place_blocks`.
         heads, kv_heads: of the cross-attention; by default the decoder's own.
         settings: other fields of `AdapterConfig`.
@@ -157,12 +159,17 @@ def fit_config(
             near = get_close_matches(key, known, n=1)
             hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
             raise ValueError(f"from_parts: no setting {key!r}{hint}")
-    text = decoder.get_text_config(decoder=True)
-    heads = text.num_attention_heads if heads is None else heads
+    text = text_model.get_text_config(decoder=True)
+    own = getattr(text, "num_attention_heads", None) or max(1, text.hidden_size // 64)  # Mamba and RWKV have none
+    heads = own if heads is None else heads
     kv_heads = getattr(text, "num_key_value_heads", None) or heads if kv_heads is None else kv_heads
-    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    try:
+        width = getattr(text, "head_dim", None)
+    except RuntimeError:  # of a decoder whose layers differ in it
+        width = None
+    width = width or text.hidden_size // own
     return AdapterConfig(
-        layers=place_blocks(text.num_hidden_layers, every, start, layers),
+        layers=place_blocks(count, every, start, layers),
         hidden=text.hidden_size,
         heads=heads,
         kv_heads=kv_heads,

@@ -58,7 +58,9 @@ def find_layers(decoder: nn.Module) -> nn.ModuleList:
     """
     config = getattr(decoder, "config", None)
     count = getattr(config, "num_hidden_layers", None)
-    found = [module for module in decoder.modules() if isinstance(module, nn.ModuleList) and len(module) == count]
+    counts = (count, getattr(config, "num_layers", None))  # LongCat counts the halves of its layers, too
+    lists = [module for module in decoder.modules() if isinstance(module, nn.ModuleList) and len(module)]
+    found = [module for wanted in counts for module in lists if len(module) == wanted]
     if not found:
         raise ValueError(
             f"{type(decoder).__name__} has no list of {count} layers to put gated blocks in front of; "

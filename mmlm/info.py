@@ -82,7 +82,7 @@ def inspect(name: str, vision: str = zoo.VISION, **settings: Any) -> Info:
         decoder = empty_decoder(decoder_config(config.decoder, config.revision))
     else:
         decoder = empty_decoder(decoder_config(name))
-        config = fit_config(decoder.config, decoder=name, vision=vision, **settings)
+        config = fit_config(decoder.config, len(find_layers(decoder)), decoder=name, vision=vision, **settings)
     with torch.device("meta"):
         backbone = load_backbone(zoo.TIMM if config.vision == zoo.VISION else config.vision, pretrained=False)
         if not config.channels:

@@ -86,7 +86,7 @@ class MultimodalLM(nn.Module):
         """
         built, tokenizer, name = _decoder(decoder, tokenizer, revision, decoder_kwargs or {})
         placed = {"every": every, "start": start, "layers": layers, "heads": heads, "kv_heads": kv_heads}
-        config = fit_config(built.config, decoder=name, revision=revision, **placed, **adapter)
+        config = fit_config(built.config, len(find_layers(built)), decoder=name, revision=revision, **placed, **adapter)
         encoder = _encoder(config, vision)
         config.vision, config.channels = encoder.backbone.name, encoder.channels
         return cls(config, built, tokenizer, encoder)
