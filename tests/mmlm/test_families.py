@@ -8,7 +8,7 @@ import hashlib
 
 import pytest
 import torch
-from families import CANNOT, CORE, UNLIKE, is_moe, small, types
+from families import CANNOT, CORE, SIZES, UNLIKE, is_moe, small, types
 
 from mmlm.experts import use_padded_experts
 from mmlm.model import MultimodalLM
@@ -132,7 +132,8 @@ def test_frozen_is_frozen(told, family, make_model, picture):
 def forced(model, batch, tokens, **media):
     """What the model would say next after each token of the whole text, its cache unused."""
     whole = torch.cat([batch["input_ids"], tokens], 1)
-    out = model(input_ids=whole, attention_mask=torch.ones_like(whole), use_cache=False, **media).logits
+    out = model(input_ids=whole, attention_mask=torch.ones_like(whole), use_cache=False, **media).logits.clone()
+    out[..., SIZES["eos_token_id"]] = -torch.inf  # which min_new_tokens rules out
     return out[:, batch["input_ids"].shape[1] - 1 : -1].argmax(-1)
 
 
