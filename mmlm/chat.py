@@ -13,8 +13,8 @@ from transformers.cache_utils import DynamicLayer
 
 from mmlm.media import View, collate
 from mmlm.processor import Message
-from vision.images import Source
 from vision.encoder import Features
+from vision.images import Source
 
 if TYPE_CHECKING:
     from mmlm.model import MultimodalLM

@@ -2,22 +2,31 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import field
 from difflib import get_close_matches
 from math import inf
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin
 
+from transformers import AutoConfig, PreTrainedConfig
+
 from vision.pyramid import Level, Pyramid
 
-FORMAT = 1
+FORMAT = 2
 FOUND = ("fingerprint", "weights", "hidden", "channels", "format")  # no settings: they follow from the parts, or saving
+WRITTEN = ("architectures", "model_type", "transformers_version")  # into its file, for transformers' auto classes
 
 
-@dataclass
-class AdapterConfig:
-    """The shape of an adapter and the frozen parts it belongs to."""
+class AdapterConfig(PreTrainedConfig):
+    """The shape of an adapter and the frozen parts it belongs to.
+
+    For transformers' sake one of its configs: the auto classes, `Trainer` and PEFT ask for that. Only the fields below
+    are ours, and only they are written.
+    """
+
+    model_type = "mmlm"
+    attribute_map = {"hidden_size": "hidden"}  # noqa: RUF012  # as transformers has it
 
     decoder: str = ""
     """Hub id, folder or embedded name of the frozen decoder."""
@@ -61,14 +70,23 @@ class AdapterConfig:
     """What stands for an image in a prompt. It is removed before tokenization and never becomes a token."""
     image_last: bool = False
     """Where `ask` and `caption` put the image: after the question (True) or before it."""
+    unfreeze: list[str] = field(default_factory=list)
+    """Patterns of what is trained besides the adapter, by parameter name: "vision.*", "decoder.*norm*", "*"."""
+    lora: dict[str, Any] | None = None
+    """Low-rank adapters besides: fields of `peft.LoraConfig`; without target_modules on the decoder's attention."""
+    data: list[str] = field(default_factory=list)
+    """What it was trained on, for the model card."""
+    scores: dict[str, float] = field(default_factory=dict)
+    """What it was found to reach, for the model card."""
     format: int = FORMAT
     """Version of this file's layout."""
 
-    def __post_init__(self) -> None:
-        for f in fields(self):
-            if not fits(value := getattr(self, f.name), f.type):
-                kind = f.type.__name__ if isinstance(f.type, type) else f.type
-                raise ValueError(f"{f.name}={value!r}: takes {kind}")
+    def __post_init__(self, **more: Any) -> None:
+        super().__post_init__(**more)
+        for name, type_ in FIELDS.items():
+            if not fits(value := getattr(self, name), type_):
+                kind = type_.__name__ if isinstance(type_, type) else type_
+                raise ValueError(f"{name}={value!r}: takes {kind}")
         for name in ("hidden", "heads", "kv_heads", "head_dim", "ff_factor", "media_dim"):
             if not 0 < (number := getattr(self, name)) < inf:
                 raise ValueError(f"{name}={number}: must be above 0")
@@ -96,32 +114,48 @@ class AdapterConfig:
         overview, tile = (tuple(Level(*level) for level in levels) for levels in (self.overview, self.tile))
         return Pyramid(overview, tile)
 
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
+        """The decoder's config, once a model has been made of it."""
+        return getattr(self, "text_config", self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is written: our fields, and what transformers' auto classes look for."""
+        whole = super().to_dict()
+        return {name: whole[name] for name in (*FIELDS, *WRITTEN) if name in whole}
+
     def save(self, path: Path) -> None:
         """Writes the config as JSON."""
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path) -> "AdapterConfig":
         """Reads a config written by `save`. ValueError, naming the file, if it is none, damaged, or of a newer mmlm."""
         try:
             values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            made_by = values.get("format")
+            kind, made_by = values.get("model_type"), values.get("format")
         except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
             raise ValueError(f"{path}: not a saved adapter's config ({error})") from error
-        known = {f.name for f in fields(cls)}
-        unknown = sorted(set(values) - known)
+        if kind != cls.model_type:
+            raise ValueError(f"{path}: not a saved adapter's config, but that of a model of the type {kind!r}")
+        unknown = sorted(values.keys() - FIELDS.keys() - set(WRITTEN))
         if made_by != FORMAT or unknown:
             what = f"fields {unknown}" if unknown else f"format {made_by}"
             raise ValueError(f"{path}: {what} unknown to this mmlm; it was saved by another version: upgrade mmlm")
         try:
-            return cls(**values)
+            return cls(**{name: value for name, value in values.items() if name in FIELDS})
         except ValueError as error:
             raise ValueError(f"{path}: damaged ({error}); copy it anew") from error
+
+
+FIELDS: dict[str, Any] = dict(AdapterConfig.__annotations__)
+"""The type of each field, by name."""
 
 
 def fits(value: Any, kind: Any) -> bool:
     """Is the value what a field's type says? A whole number is a float too; a bool is no number."""
     inner = get_args(kind)
+    if kind is Any:
+        return True
     if get_origin(kind) is list:
         return isinstance(value, list) and all(fits(item, inner[0]) for item in value)
     if get_origin(kind) is dict:
@@ -153,7 +187,7 @@ def fit_config(
 
     Raises ValueError for settings that there are not, that make no sense, or that do not fit the decoder.
     """
-    known = [f.name for f in fields(AdapterConfig) if f.name not in FOUND]
+    known = [name for name in FIELDS if name not in FOUND]
     for key in settings:
         if key not in known:
             near = get_close_matches(key, known, n=1)
@@ -202,3 +236,6 @@ def place_blocks(count: int, every: int | None, start: int | None, layers: list[
             f"every={every!r}, start={start!r}: whole numbers, every at least 1, start from 0 to {count - 1}"
         )
     return list(range(start, count, every))
+
+
+AutoConfig.register(AdapterConfig.model_type, AdapterConfig, exist_ok=True)

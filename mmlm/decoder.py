@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -31,19 +33,31 @@ def load_decoder(
     ValueError, with the mend, if there is none, or a file of it is damaged.
     """
     kwargs.setdefault("dtype", "auto")
-    where = {key: kwargs[key] for key in SHARED if key in kwargs}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, **where)
+    tokenizer = load_tokenizer(name, revision, **{key: kwargs[key] for key in SHARED if key in kwargs})
+    with refusing(name):
         decoder = AutoModelForCausalLM.from_pretrained(name, revision=revision, **kwargs)
+    if decoder.device.type == "cpu" and "experts_implementation" not in kwargs:
+        use_padded_experts(decoder)
+    return decoder, tokenizer
+
+
+def load_tokenizer(name: str | os.PathLike[str], revision: str | None = None, **kwargs: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer of a hub id or folder. ValueError, with the mend, if there is none."""
+    with refusing(name):
+        return AutoTokenizer.from_pretrained(name, revision=revision, **kwargs)
+
+
+@contextmanager
+def refusing(name: str | os.PathLike[str]) -> Iterator[None]:
+    """Within it what cannot be loaded is a ValueError that says how to name a decoder."""
+    try:
+        yield
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(
             f"decoder={str(name)!r} cannot be loaded ({reason}); give a hub id, a folder that transformers' "
             "save_pretrained wrote, or a built module with its tokenizer"
         ) from error
-    if decoder.device.type == "cpu" and "experts_implementation" not in kwargs:
-        use_padded_experts(decoder)
-    return decoder, tokenizer
 
 
 def freeze(module: nn.Module) -> None:
@@ -95,15 +109,19 @@ def active_parameters(decoder: PreTrainedModel) -> int:
 
 
 @torch.no_grad()
-def fingerprint(module: nn.Module) -> str:
+def fingerprint(module: nn.Module, leave_out: Collection[str] = ()) -> str:
     """A hash of a module's weights: of names, shapes and `SAMPLES` evenly spaced values of each tensor.
+
+    Args:
+        leave_out: names of weights that do not count; low-rank adapters never do.
 
     Values are rounded to bf16 and then to fp16 first, so that weights kept in 16 bits are the same in whatever floating
     dtype they are loaded. Weights kept in fp32 are the same in fp32 and bf16, not in fp16; quantized ones never are.
     """
     digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(module.state_dict().items()):
-        if not tensor.is_floating_point():
+    weights = {base_name(name): tensor for name, tensor in module.state_dict().items() if ".lora_" not in name}
+    for name, tensor in sorted(weights.items()):
+        if not tensor.is_floating_point() or name in leave_out:
             continue
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         flat = tensor.detach().reshape(-1)
@@ -111,6 +129,11 @@ def fingerprint(module: nn.Module) -> str:
         values = flat[picks.to(flat.device)].cpu().bfloat16().half()
         digest.update(values.contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def base_name(name: str) -> str:
+    """What a weight is called where peft has put no low-rank adapter around its layer."""
+    return ".".join(part for part in name.split(".") if part != "base_layer")
 
 
 def fast_dtype() -> torch.dtype:

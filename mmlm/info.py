@@ -7,18 +7,20 @@ import json
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from mmlm import zoo
 from mmlm.adapter import Adapter
 from mmlm.config import AdapterConfig, fit_config
 from mmlm.decoder import active_parameters, expert_counts, find_layers
 from mmlm.names import CONFIG
-from vision.backbone import load_backbone
+from mmlm.trained import choose_trained
+from vision.backbone import MODULE, load_backbone
+from vision.encoder import VisionEncoder
 from vision.tiles import plan_tiles
 
 BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5}
@@ -28,21 +30,28 @@ SIZES = ((512, 512), (1024, 1024), (1920, 1080), (2048, 4096))
 
 @dataclass(frozen=True)
 class Info:
-    """A model's parts, counted."""
+    """A model's parts, and what of them is trained."""
 
     config: AdapterConfig
-    decoder: nn.Module
-    backbone: nn.Module
-    adapter: Adapter
+    parts: nn.ModuleDict
+    trained: frozenset[str]
+
+    @property
+    def decoder(self) -> PreTrainedModel:
+        return cast("PreTrainedModel", self.parts["decoder"])
 
     @property
     def total(self) -> int:
-        return sum(map(count, (self.decoder, self.backbone, self.adapter)))
+        return count(self.parts)
 
     @property
     def active(self) -> int:
         """Parameters that a token goes through, those of the backbone left out: they see an image, not a token."""
-        return active_parameters(self.decoder) + count(self.adapter)
+        return active_parameters(self.decoder) + count(self.parts["adapter"])
+
+    def learnt(self, part: str) -> int:
+        """How many parameters of a part are trained."""
+        return sum(p.numel() for p in self.parts[part].parameters() if p.requires_grad)
 
 
 def count(module: nn.Module) -> int:
@@ -54,43 +63,50 @@ def shipped() -> dict[str, Path]:
     return {Path(str(path)).stem: Path(str(path)) for path in resources.files("mmlm").joinpath("configs").iterdir()}
 
 
-def decoder_config(name: str, revision: str | None = None) -> PretrainedConfig:
-    """The config of a decoder: a shipped name, a folder or a hub id. ValueError, with the mend, if there is none."""
+def find_config(name: str, revision: str | None = None) -> PreTrainedConfig:
+    """The config of a decoder or of a saved adapter: a shipped name, folder or hub id. ValueError if there is none."""
     if name in shipped():
-        values = json.loads(shipped()[name].read_text(encoding="utf-8"))
-        return AutoConfig.for_model(**values)
+        return AutoConfig.for_model(**json.loads(shipped()[name].read_text(encoding="utf-8")))
     if name == zoo.DECODER:
         zoo.ensure_decoder()
         name = str(zoo.decoder_folder())
     try:
-        return AutoConfig.from_pretrained(name, revision=revision)
+        found = AutoConfig.from_pretrained(name, revision=revision)
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(
-            f"{name}: no config of a decoder ({reason}); give a hub id, a folder with a config.json, "
+            f"{name}: no config of a decoder or a saved adapter ({reason}); give a hub id, a folder with a {CONFIG}, "
             f"or one of {', '.join(shipped())}"
         ) from error
-
-
-def inspect(name: str, vision: str = zoo.VISION, **settings: Any) -> Info:
-    """The parts of a saved adapter (folder), or those that `from_parts(name, vision, **settings)` would join."""
     saved = Path(name, CONFIG)
-    if saved.is_file():
-        if given := [key for key, value in {"vision": vision != zoo.VISION, **settings}.items() if value]:
+    return AdapterConfig.load(saved) if isinstance(found, AdapterConfig) and saved.is_file() else found
+
+
+def inspect(name: str, vision: str | None = None, **settings: Any) -> Info:
+    """The parts of a saved adapter, or those that `from_parts(name, vision, **settings)` would join.
+
+    ValueError for what is neither, for settings of an adapter that is there already, and for one made on built parts.
+    """
+    found = find_config(name)
+    if isinstance(found, AdapterConfig):
+        if given := [key for key, value in {"vision": vision, **settings}.items() if value]:
             raise ValueError(f"{name}: a saved adapter has its own {', '.join(given)}; leave them out")
-        config = AdapterConfig.load(saved)
-        decoder = empty_decoder(decoder_config(config.decoder, config.revision))
+        if not found.decoder or found.vision.startswith(MODULE):
+            raise ValueError(f"{name}: this adapter was made on built parts, of which its config does not tell")
+        config, decoder = found, empty_decoder(find_config(found.decoder, found.revision))
     else:
-        decoder = empty_decoder(decoder_config(name))
-        config = fit_config(decoder.config, len(find_layers(decoder)), decoder=name, vision=vision, **settings)
+        decoder = empty_decoder(found)
+        layers = len(find_layers(decoder))
+        config = fit_config(decoder.config, layers, decoder=name, vision=vision or zoo.VISION, **settings)
     with torch.device("meta"):
         backbone = load_backbone(zoo.TIMM if config.vision == zoo.VISION else config.vision, pretrained=False)
-        if not config.channels:
-            config.channels = [backbone.channels[source] for source in config.pyramid.maps]
-        return Info(config, decoder, backbone, Adapter(config))
+        encoder = VisionEncoder(backbone, config.pyramid, config.detail)
+        config.channels = encoder.channels
+        parts = nn.ModuleDict({"decoder": decoder, "vision": encoder, "adapter": Adapter(config)})
+        return Info(config, parts, choose_trained(parts, config))
 
 
-def empty_decoder(config: PretrainedConfig) -> nn.Module:
+def empty_decoder(config: PreTrainedConfig) -> PreTrainedModel:
     """The decoder that a config describes, without weights."""
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)
@@ -98,40 +114,62 @@ def empty_decoder(config: PretrainedConfig) -> nn.Module:
 
 def report(info: Info) -> str:
     """What `mmlm info` prints."""
-    text, config = info.decoder.config.get_text_config(), info.config
-    blocks, layers = config.layers, len(find_layers(info.decoder))
-    experts, picked = expert_counts(info.decoder.config)
+    config, decoder = info.config, info.decoder
+    text = decoder.config.get_text_config(decoder=True)
+    experts, picked = expert_counts(decoder.config)
+    heads = getattr(text, "num_attention_heads", None)
+    rows = [(part, count(info.parts[part]), active, info.learnt(part)) for part, active in actives(info).items()]
+    rows.append(("in all", info.total, info.active, sum(map(info.learnt, info.parts))))
+    frozen = info.total - rows[-1][-1]
     lines = [
-        f"decoder    {config.decoder} ({type(info.decoder).__name__}), frozen",
-        f"           {layers} layers of width {text.hidden_size}, {text.num_attention_heads} heads"
-        f" ({getattr(text, 'num_key_value_heads', None) or text.num_attention_heads} for keys and values)",
-        f"           {experts} experts, {picked} to a token" if experts else "           dense: no experts",
-        f"           context {getattr(text, 'max_position_embeddings', 'unknown')} tokens, vocabulary {text.vocab_size}",
-        f"vision     {config.vision}, frozen",
-        f"adapter    trained: {len(blocks)} gated blocks before layers {', '.join(map(str, blocks))}",
-        f"           {config.heads} heads of {config.head_dim} ({config.kv_heads} for keys and values), feed-forward "
-        f"{config.ff_factor:g} x {config.hidden}",
-        "exact      blind: without an image the logits are bit for bit the decoder's",
+        f"decoder     {config.decoder} ({type(decoder).__name__}), {state(info, 'decoder')}",
+        f"            {len(find_layers(decoder))} layers of width {text.hidden_size}"
+        + (
+            f", {heads} heads ({getattr(text, 'num_key_value_heads', None) or heads} for keys and values)"
+            if heads
+            else ""
+        ),
+        f"            {experts} experts, {picked} to a token" if experts else "            dense: no experts",
+        f"            context {getattr(text, 'max_position_embeddings', None) or 'unknown'} tokens,"
+        f" vocabulary {text.vocab_size}",
+        f"vision      {config.vision}, {state(info, 'vision')}",
+        f"adapter     trained: {len(config.layers)} gated blocks before layers {', '.join(map(str, config.layers))}",
+        f"            {config.heads} heads of {config.head_dim} ({config.kv_heads} for keys and values),"
+        f" feed-forward {config.ff_factor:g} x {config.hidden}",
+        "blind       exact: without an image the logits are bit for bit the decoder's"
+        if not info.learnt("decoder")
+        else "blind       NOT exact: part of the decoder is trained, so its logits without an image change, too",
         "",
         f"{'parameters':12}{'total':>10}{'per token':>12}{'trained':>10}",
-        f"{'decoder':12}{short(count(info.decoder)):>10}{short(active_parameters(info.decoder)):>12}{'0':>10}",
-        f"{'vision':12}{short(count(info.backbone)):>10}{'':>12}{'0':>10}",
-        f"{'adapter':12}{short(count(info.adapter)):>10}{short(count(info.adapter)):>12}"
-        f"{short(count(info.adapter)):>10}",
-        f"{'in all':12}{short(info.total):>10}{short(info.active):>12}{short(count(info.adapter)):>10}",
+        *(f"{n:12}{short(all_):>10}{short(token) if token else '':>12}{short(t):>10}" for n, all_, token, t in rows),
         "",
         f"{'bytes':12}" + "".join(f"{dtype:>10}" for dtype in BYTES),
         f"{'frozen':12}"
-        + "".join(f"{size(each * (count(info.decoder) + count(info.backbone))):>10}" for each in BYTES.values()),
-        f"{'adapter':12}{size(4 * count(info.adapter)):>10}   on disk; {size(TRAINING * count(info.adapter))} in training",
+        + "".join(f"{size(each * frozen):>10}" for each in BYTES.values())
+        + "   on disk and in memory",
+        f"{'trained':12}{size(4 * rows[-1][-1]):>10}   on disk; in training {size(TRAINING * rows[-1][-1])} in memory",
         "",
         "image          embeddings   keys and values in 16 bits",
     ]
     for width, height in SIZES:
         embeddings = plan_tiles(width, height, config.detail).embeddings
-        cost = embeddings * len(blocks) * 2 * config.kv_heads * config.head_dim * 2
+        cost = embeddings * len(config.layers) * 2 * config.kv_heads * config.head_dim * 2
         lines.append(f"{f'{width}x{height}':15}{embeddings:>10}   {size(cost)}")
     return "\n".join(lines)
+
+
+def actives(info: Info) -> dict[str, int]:
+    """Parameters that a token goes through, by part; 0 for the backbone, through which no token goes."""
+    return {"decoder": active_parameters(info.decoder), "vision": 0, "adapter": count(info.parts["adapter"])}
+
+
+def state(info: Info, part: str) -> str:
+    """Is the part frozen, or what of it is trained?"""
+    names = [name for name in info.trained if name.startswith(f"{part}.")]
+    lora = sum(".lora_" in name for name in names)
+    said = [f"LoRA of rank {info.config.lora.get('r', 8)}"] if lora and info.config.lora is not None else []
+    said += [f"{len(names) - lora} of its tensors unfrozen"] if len(names) > lora else []
+    return f"frozen but for {' and '.join(said)}" if said else "frozen"
 
 
 def short(number: float) -> str:

@@ -7,22 +7,32 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from mmlm import store, zoo
 from mmlm.adapter import Adapter
 from mmlm.chat import Chat
 from mmlm.config import AdapterConfig, fit_config
-from mmlm.decoder import find_layers, fingerprint, freeze, load_decoder
+from mmlm.decoder import find_layers, load_decoder
 from mmlm.media import KEYS, View, casting
 from mmlm.processor import Message, Processor, Text, is_one
 from mmlm.recompute import Recompute
 from mmlm.splice import Splice
 from mmlm.stream import pieces
+from mmlm.trained import choose_trained, fingerprints, lora_fields, tuned
 from vision.backbone import MODULE, load_backbone
 from vision.encoder import VisionEncoder
 from vision.images import Source
@@ -30,27 +40,40 @@ from vision.images import Source
 NEW_TOKENS = 64  # of an answer, unless generate's keyword arguments say otherwise
 
 
-class MultimodalLM(nn.Module):
+class MultimodalLM(PreTrainedModel, GenerationMixin):
     """A text decoder with eyes. Make one with `from_parts` (new) or `from_pretrained` (saved).
 
-    Only `adapter` is trained. `decoder` and `vision` are frozen and stay in eval mode under `train()`.
+    Only `adapter` is trained, unless the config's `unfreeze` or `lora` says more. `decoder` and `vision` stay in eval
+    mode under `train()`. It is one of transformers' models: `Trainer`, `pipeline`, PEFT and the auto classes take it.
     """
+
+    config: AdapterConfig
+    config_class = AdapterConfig
+    main_input_name = "input_ids"
+    input_modalities = ["image", "text"]
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
 
     def __init__(
         self, config: AdapterConfig, decoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, vision: VisionEncoder
     ) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
+        config.text_config, config.architectures = decoder.config, [type(self).__name__]
         device = next(decoder.parameters()).device
         self.decoder, self.vision = decoder, vision.to(device)
-        freeze(decoder)
-        freeze(vision)
         self.adapter = Adapter(config).to(device)
         self.processor = Processor(tokenizer, vision.pyramid, vision.detail, config.mark)
         layers = find_layers(decoder)
         self.splice = Splice(decoder, layers, config.layers)
-        # below the first block there is nothing to go back to
-        self.recompute = Recompute(layers[min(config.layers, default=len(layers)) :])
+        self.trained = choose_trained(self, config)
+        """Names of the parameters that are trained, and saved."""
+        # below the first block there is nothing to go back to, unless more than the adapter learns
+        first = 0 if any(name.startswith("decoder.") for name in self.trained) else min(config.layers, default=None)
+        self.recompute = Recompute(layers[first:] if first is not None else [])
+        self.post_init()
+
+    def init_weights(self) -> None:
+        """Nothing: the parts come with their weights."""
 
     # -- made and kept ----------------------------------------------------------------------------------------------
 
@@ -80,19 +103,25 @@ class MultimodalLM(nn.Module):
             heads, kv_heads: of the cross-attention; by default the decoder's own.
             revision: of the decoder on the hub.
             decoder_kwargs: for transformers' `from_pretrained`: dtype, device_map, quantization_config, ...
-            adapter: other fields of `AdapterConfig`: attend, detail, ff_factor, media_dim, ...
+            adapter: other fields of `AdapterConfig`: attend, detail, ff_factor, media_dim, unfreeze, lora, ...
 
         Raises ValueError for parts that cannot be loaded, and for settings that do not fit them.
         """
         built, tokenizer, name = _decoder(decoder, tokenizer, revision, decoder_kwargs or {})
-        placed = {"every": every, "start": start, "layers": layers, "heads": heads, "kv_heads": kv_heads}
+        placed: dict[str, Any] = {
+            "every": every,
+            "start": start,
+            "layers": layers,
+            "heads": heads,
+            "kv_heads": kv_heads,
+        }
         config = fit_config(built.config, len(find_layers(built)), decoder=name, revision=revision, **placed, **adapter)
         encoder = _encoder(config, vision)
         config.vision, config.channels = encoder.backbone.name, encoder.channels
         return cls(config, built, tokenizer, encoder)
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]  # the frozen parts come first
         cls,
         name: str | os.PathLike[str],
         *,
@@ -101,6 +130,7 @@ class MultimodalLM(nn.Module):
         vision: str | os.PathLike[str] | nn.Module | None = None,
         revision: str | None = None,
         decoder_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
     ) -> "MultimodalLM":
         """A saved adapter on the frozen parts that it names.
 
@@ -109,10 +139,13 @@ class MultimodalLM(nn.Module):
             decoder, tokenizer, vision: those parts, where they are built already or have moved.
             revision: of the adapter on the hub.
             decoder_kwargs: as in `from_parts`.
+            kwargs: the same, as transformers takes them: dtype, device_map, attn_implementation, quantization_config;
+                token, cache_dir, local_files_only and force_download go for the adapter's files, too.
 
         Raises ValueError for a folder without an adapter, and for frozen weights other than those it was trained on.
         """
-        config, weights = store.load(name, revision)
+        kwargs = {key: value for key, value in kwargs.items() if key not in ("config", "_from_auto", "adapter_kwargs")}
+        config, weights = store.load(name, revision, **store.hub_kwargs(kwargs))
         decoder = config.decoder if decoder is None else decoder
         vision = config.vision if vision is None else vision
         if decoder == "" or (isinstance(vision, str) and vision.startswith(MODULE)):
@@ -120,27 +153,85 @@ class MultimodalLM(nn.Module):
                 f"{name}: this adapter was made on built parts, which its config cannot name: pass "
                 f"{'decoder= and tokenizer=' if decoder == '' else 'vision='}"
             )
-        built, tokenizer, _ = _decoder(decoder, tokenizer, config.revision, decoder_kwargs or {})
+        built, tokenizer, _ = _decoder(decoder, tokenizer, config.revision, kwargs | (decoder_kwargs or {}))
         encoder = _encoder(config, vision)
-        store.check_fingerprint(config, _fingerprints(built, encoder), name)
+        found = fingerprints(nn.ModuleDict({"decoder": built, "vision": encoder}), config.unfreeze)
+        store.check_fingerprint(config, found, name)
         store.check_layers(config, len(find_layers(built)), name)
         model = cls(config, built, tokenizer, encoder)
-        store.fill(model.adapter, weights, name)
+        store.fill(model.saved(), weights, name)
+        model.name_or_path = config.name_or_path = str(name)
         return model.eval()
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Writes the adapter (safetensors), its config and a model card; the frozen parts are named, not copied."""
-        self.config.fingerprint = self.fingerprint()
-        store.save(folder, self.config, self.adapter)
+    def save_pretrained(  # type: ignore[override]  # shards and variants are for larger files
+        self,
+        save_directory: str | os.PathLike[str],
+        is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
+        push_to_hub: bool = False,
+        max_shard_size: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Writes what was trained (safetensors), its config and a model card; frozen parts are named, not copied.
 
-    def push_to_hub(self, repo: str, **kwargs: Any) -> str:
-        """Uploads what `save_pretrained` writes to the hub, and returns the address; kwargs go to `create_repo`."""
+        Args:
+            is_main_process: of several processes, whether this is the one that writes.
+            state_dict: where the weights are taken from instead, as `Trainer` gathers them from several devices.
+            push_to_hub: upload it, too; kwargs go to `push_to_hub`, with the folder's name unless `repo_id` is given.
+            max_shard_size: is not looked at: it is one file.
+        """
+        if not is_main_process:
+            return
+        places = self.saved()
+        weights = places if state_dict is None else {name: state_dict[name] for name in places}
         self.config.fingerprint = self.fingerprint()
-        return store.push(repo, self.config, self.adapter, **kwargs)
+        store.save(save_directory, self.config, weights)
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
+
+    def saved(self) -> dict[str, Tensor]:
+        """All that `save_pretrained` writes, by name: the adapter, and what else is trained."""
+        everything = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        return {name: t for name, t in everything.items() if name.startswith("adapter.") or name in self.trained}
+
+    def _upload_modified_files(self, working_dir: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        """As transformers' `push_to_hub` uploads, but with our model card, which it has replaced by an empty one."""
+        store.write_card(Path(working_dir), self.config, self.saved())
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
 
     def fingerprint(self) -> dict[str, str]:
         """Hashes of the frozen weights, by part."""
-        return _fingerprints(self.decoder, self.vision)
+        # merged, the weights at hand are not those
+        return self.config.fingerprint if self.merged else fingerprints(self, self.config.unfreeze)
+
+    # -- what is trained ----------------------------------------------------------------------------------------------
+
+    def add_adapter(self, adapter_config: Any, adapter_name: str | None = None) -> None:
+        """Puts LoRA into the frozen parts, beside the adapter that is trained anyway: `from_parts(lora=...)`, later.
+
+        Args:
+            adapter_config: a `peft.LoraConfig`; its target_modules match names such as "decoder.model.layers.0...".
+        """
+        if self.config.lora is not None or (adapter_name or "default") != "default":
+            raise ValueError("add_adapter: there can be one LoRA, named 'default'; take get_peft_model for more")
+        self.config.lora = lora_fields(adapter_config)
+        self.trained = choose_trained(self, self.config)
+
+    @property
+    def merged(self) -> bool:
+        """Is LoRA part of the weights that it is for?"""
+        return any(layer.merged for _, layer in tuned(self))
+
+    def merge_lora(self) -> None:
+        """Adds LoRA to the weights that it is for: nothing is left to compute. It can be saved as before."""
+        self.config.fingerprint = self.fingerprint()
+        for _, layer in tuned(self):
+            layer.merge()
+
+    def unmerge_lora(self) -> None:
+        """Takes LoRA out of the weights again, which are then what they were but for rounding."""
+        for _, layer in tuned(self):
+            layer.unmerge()
 
     def train(self, mode: bool = True) -> "MultimodalLM":
         """As in torch, for the adapter alone: the frozen parts stay in eval mode."""
@@ -180,25 +271,73 @@ class MultimodalLM(nn.Module):
             embeddings = self.adapter.media([value.float() for value in values], media["media_places"])
         return View(self.adapter, embeddings, media, self.config.attend, dtype, self.recompute.on)
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+    def gradient_checkpointing_enable(  # type: ignore[override]  # which takes any kwargs
+        self,
+        gradient_checkpointing_kwargs: dict[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
         """From now on backward computes activations again: a layer's memory, for about a third more time.
 
         Args:
             gradient_checkpointing_kwargs: of transformers' method, for those who pass them; none is needed.
+            every_n_layers: leave out all but every so many-th layer.
+
+        Raises ValueError for `offload`, which there is not.
         """
-        self.recompute.enable()
+        if offload:
+            raise ValueError("offload=True: activations are computed again, not moved; leave it out")
+        self.recompute.enable(every_n_layers)
 
     def gradient_checkpointing_disable(self) -> None:
         """Activations are kept again."""
         self.recompute.disable()
 
     @property
+    def is_gradient_checkpointing(self) -> bool:
+        return self.recompute.on
+
+    @property
     def device(self) -> torch.device:
         return self.adapter.media.slot.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.decoder.dtype
+
+    # -- what transformers asks a model for ---------------------------------------------------------------------------
+
+    @property
+    def base_model(self) -> "Headless":  # type: ignore[override]
+        """The model without its vocabulary: what it gives has `last_hidden_state` [R, T, D]."""
+        return Headless(self)
+
+    def get_decoder(self) -> PreTrainedModel:
+        return self.decoder
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.decoder.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.decoder.get_output_embeddings()
+
+    @property
+    def generation_config(self) -> GenerationConfig:
+        """The decoder's."""
+        return self.decoder.generation_config
+
+    @generation_config.setter
+    def generation_config(self, value: GenerationConfig) -> None:
+        if "decoder" in self._modules:  # transformers sets one of its own before there is any
+            self.decoder.generation_config = value
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        return True
+
     # -- from images and words to words -------------------------------------------------------------------------------
 
-    def generate(self, images: Any = None, prompt: Text | list[Text] = "", **kwargs: Any) -> Any:
+    def generate(self, images: Any = None, prompt: Text | list[Text] = "", **kwargs: Any) -> Any:  # type: ignore[override]
         """Text that continues a prompt about images.
 
         Args:
@@ -252,7 +391,7 @@ class MultimodalLM(nn.Module):
         return self.ask(image, self.config.caption_prompt, **kwargs)
 
     def chat(self, images: Source | list[Source] | None = None) -> Chat:
-        """A conversation, its first question to be about `images`: `model.chat("cat.jpg").ask("What colour is it?")`."""
+        """A conversation whose first question is about `images`: `model.chat("cat.jpg").ask("What colour is it?")`."""
         return Chat(self, images)
 
     def messages(self, question: str, images: int = 1) -> list[Message]:
@@ -264,6 +403,17 @@ class MultimodalLM(nn.Module):
         content = words + shown if self.config.image_last else shown + words
         system = [] if self.config.system is None else [{"role": "system", "content": self.config.system}]
         return [*system, {"role": "user", "content": content}]
+
+
+class Headless:
+    """A model up to its last hidden states, for those who have a vocabulary of their own: TRL's losses do."""
+
+    def __init__(self, model: MultimodalLM) -> None:
+        self.model = model
+
+    def __call__(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
+        with self.model.looking(kwargs):
+            return self.model.decoder.base_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
 
 
 @contextmanager
@@ -295,11 +445,12 @@ def _decoder(
     return built, tokenizer or own, str(decoder)
 
 
-def _fingerprints(decoder: nn.Module, vision: VisionEncoder) -> dict[str, str]:
-    return {"decoder": fingerprint(decoder), "vision": fingerprint(vision)}
-
-
 def _encoder(config: AdapterConfig, vision: str | os.PathLike[str] | nn.Module) -> VisionEncoder:
     """The frozen eyes that the config describes, around the backbone named or given."""
     backbone = zoo.load_default_backbone() if vision == zoo.VISION else load_backbone(vision)
     return VisionEncoder(backbone, config.pyramid, config.detail)
+
+
+AutoModelForImageTextToText.register(AdapterConfig, MultimodalLM, exist_ok=True)
+AutoModelForCausalLM.register(AdapterConfig, MultimodalLM, exist_ok=True)
+AutoProcessor.register(AdapterConfig, Processor, exist_ok=True)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter.safetensors"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"  # as transformers calls them
 RUNS = "runs"  # where runs are kept, unless their names say otherwise
 RUN = f"{RUNS}/quickstart"
 

@@ -4,19 +4,25 @@
 every text token, which image is the latest one before it. R rows, T text tokens.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import torch
 from jinja2 import TemplateError
 from torch import Tensor
-from transformers import BatchFeature, PreTrainedTokenizerBase
+from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
-from mmlm.media import collate
+from mmlm import store, zoo
+from mmlm.config import AdapterConfig
+from mmlm.decoder import load_tokenizer
+from mmlm.media import KEYS, collate
+from mmlm.names import CONFIG
 from vision.encoder import Prepared, prepare
-from vision.images import Source
+from vision.images import Source, open_image
 from vision.pyramid import Pyramid
 
 Message = dict[str, Any]
@@ -35,7 +41,7 @@ class Marked:
     """How many of the last tokens are of the answer."""
 
 
-class Processor:
+class Processor(ProcessorMixin):
     """Images and prompts -> the batch that `MultimodalLM.forward` takes.
 
     Args:
@@ -47,17 +53,51 @@ class Processor:
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, pyramid: Pyramid, detail: str = "high", mark: str = "<image>"
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        pyramid: Pyramid | None = None,
+        detail: str = "high",
+        mark: str = "<image>",
     ) -> None:
+        super().__init__(tokenizer, chat_template=tokenizer.chat_template)
         if not tokenizer.is_fast:
             raise ValueError(
                 f"{type(tokenizer).__name__} does not say where in the text its tokens are: give a fast tokenizer, "
                 "one of the library tokenizers, or a decoder that has one"
             )
-        self.tokenizer, self.pyramid, self.detail, self.mark = tokenizer, pyramid, detail, mark
+        self.pyramid, self.detail, self.mark = pyramid or Pyramid(), detail, mark
+
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike[str], **kwargs: Any) -> "Processor":  # type: ignore[override]
+        """The processor of a saved adapter (folder or hub id), with the tokenizer of the decoder that it names.
+
+        Where `save_pretrained` put a tokenizer into the folder, it is that one. kwargs are for the hub: revision, ...
+        """
+        config = AdapterConfig.load(store.find(name, CONFIG, **store.hub_kwargs(kwargs)))
+        if Path(name, "tokenizer_config.json").is_file():
+            tokenizer = load_tokenizer(name)
+        elif config.decoder:
+            tokenizer = (
+                zoo.load_default_tokenizer()
+                if config.decoder == zoo.DECODER
+                else load_tokenizer(config.decoder, revision=config.revision)
+            )
+        else:
+            raise ValueError(f"{name}: made on a built decoder; make Processor(tokenizer) with that one's tokenizer")
+        return cls(tokenizer, config.pyramid, config.detail, config.mark)
 
     def __call__(
-        self, images: Any = None, text: Text | Sequence[Text] | None = None, padding_side: str = "left"
+        self,
+        images: Any = None,
+        text: Text | Sequence[Text] | None = None,
+        padding_side: str = "left",
+        *,
+        add_special_tokens: bool | None = None,
+        return_tensors: Any = "pt",
+        padding: Any = True,
+        truncation: Any = None,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
     ) -> BatchFeature:
         """One prompt or a list of them, with the images of each.
 
@@ -67,14 +107,27 @@ class Processor:
             text: a prompt with an `<image>` for each image, a chat (a list of messages), or a list of either. Prompts
                 without any mark see their images from their first token on.
             padding_side: "left" to generate, "right" to train.
+            add_special_tokens: those that the tokenizer puts around a text; by default to strings, not to chats, whose
+                template has put them there.
+            return_tensors, padding: as transformers' callers say them: "pt", and True. Rows are padded to the longest.
+            truncation, max_length: nothing is cut off: with `truncation=True` a longer text is refused.
+            pad_to_multiple_of: pad further, to a multiple of so many tokens.
 
         Raises ValueError if marks and images do not match in number, or a prompt is empty; ImageError for bad images.
         """
         texts: list[Any] = [text] if is_one(text) else list(text or [])
         if not texts:
             raise ValueError("no prompt: give text= a string, a chat, or a list of them")
+        if return_tensors not in ("pt", None):
+            raise ValueError(f"return_tensors={return_tensors!r}: takes 'pt'; media are tensors of torch")
         shown = images_of_rows(images, len(texts))
-        rows = [self.read(one, len(mine)) for one, mine in zip(texts, shown, strict=True)]
+        rows = [self.read(one, len(mine), special=add_special_tokens) for one, mine in zip(texts, shown, strict=True)]
+        longest = max(len(row.ids) for row in rows)
+        if truncation and max_length and longest > max_length:
+            raise ValueError(
+                f"max_length={max_length}: a text has {longest} tokens, and cutting it might cut off what is to be "
+                "learnt; raise it, set it to None, or leave that text out"
+            )
         distinct: dict[int, int] = {}
         ready: list[Prepared] = []
         numbers: list[list[int]] = []
@@ -84,17 +137,66 @@ class Processor:
                     distinct[id(image)] = len(ready)
                     ready.append(prepare(image, self.pyramid, self.detail))
             numbers.append([distinct[id(image)] for image in mine])
-        ids, mask, index = self.pad(rows, padding_side)
+        ids, mask, index = self.pad(rows, padding_side, pad_to_multiple_of or 1)
         return BatchFeature({"input_ids": ids, "attention_mask": mask} | collate(ready, numbers, index))
 
-    def read(self, text: Text, images: int, answer: str = "") -> Marked:
+    def apply_chat_template(  # type: ignore[override]  # one template is enough: the decoder's
+        self,
+        conversation: Sequence[Message] | Sequence[Sequence[Message]],
+        chat_template: str | None = None,
+        *,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        tokenize: bool = False,
+        return_dict: bool = False,
+        return_tensors: Any = "pt",
+        processor_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """One chat or a list of them as transformers' processors take it -> texts with marks, or the batch of them.
+
+        Args:
+            conversation: messages; an image is a part {"type": "image", "image": ...}, or "path", or "url".
+            chat_template: another one than the decoder's.
+            tokenize, return_dict: both: what calling the processor gives; tokenize alone: its input_ids.
+            processor_kwargs: for that call: padding_side, ...
+            kwargs: for the template: tools, ...
+        """
+        one = is_one(conversation)
+        chats: list[Any] = [conversation] if one else list(conversation)
+        how = {"add_generation_prompt": add_generation_prompt, "continue_final_message": continue_final_message}
+        texts = [self.render(chat, chat_template, **how, **kwargs) for chat in chats]
+        if not tokenize:
+            return texts[0] if one else texts
+        told = {"add_special_tokens": False, "return_tensors": return_tensors} | (processor_kwargs or {})
+        batch = self([pictures(chat) for chat in chats], texts, **told)
+        return batch if return_dict else batch["input_ids"]
+
+    def post_process_image_text_to_text(
+        self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs: Any
+    ) -> list[str]:
+        """Ids [R, T] -> texts."""
+        return self.tokenizer.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["input_ids", "attention_mask", *KEYS]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `save_pretrained` writes beside the tokenizer's own files; grids are the adapter's config's to say."""
+        return {"processor_class": type(self).__name__, "detail": self.detail, "mark": self.mark}
+
+    def read(self, text: Text, images: int, answer: str = "", special: bool | None = None) -> Marked:
         """One prompt, how many images it has, and its answer if that is known -> its tokens and what each sees.
+
+        Args:
+            special: as in `tokenize`; by default for what did not go through a chat template.
 
         ValueError if marks and images do not match, and for a mark in the answer.
         """
         # what a chat template makes has its special tokens already
         ready = not isinstance(text, str) and self.tokenizer.chat_template is not None
-        whole = text if isinstance(text, str) else self.chat(text)
+        whole = text if isinstance(text, str) else self.render(text, add_generation_prompt=True)
         marks = whole.count(self.mark)
         if not marks and images:
             whole, marks = self.mark * images + whole, images
@@ -105,7 +207,7 @@ class Processor:
             )
         if self.mark in answer:
             raise ValueError(f"the answer has {self.mark} in its words, where no image is: {shorten(answer)!r}")
-        return self.tokenize(whole, answer, special=not ready)
+        return self.tokenize(whole, answer, special=not ready if special is None else special)
 
     def tokenize(self, prompt: str, answer: str = "", special: bool = True) -> Marked:
         """A prompt with marks, its answer -> their tokens, and for each the number of marks before its end, less one.
@@ -129,7 +231,15 @@ class Processor:
         index = list(accumulate((sum(end < stop for end in ends) - 1 for stop in stops), max))
         return Marked(list(coded["input_ids"]), index, len(stops) - before)
 
-    def chat(self, messages: Sequence[Message], generate: bool = True) -> str:
+    def render(
+        self,
+        messages: Sequence[Message],
+        template: str | None = None,
+        *,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        **kwargs: Any,
+    ) -> str:
         """Chat messages through the decoder's own template, with a mark for each part `{"type": "image"}`.
 
         Content is a string or a list of parts. Without a chat template the contents stand in lines of their own, and
@@ -140,10 +250,19 @@ class Processor:
         if not isinstance(messages, list | tuple):
             raise ValueError(f"{shorten(repr(messages))} is no chat: a chat is a list of messages, [{MESSAGE}, ...]")
         flat = [self.flatten(message) for message in messages]
-        if self.tokenizer.chat_template is None:
-            return "\n".join(message["content"] for message in flat) + "\n" * generate
+        if self.tokenizer.chat_template is None and template is None:
+            return "\n".join(message["content"] for message in flat) + "\n" * add_generation_prompt
         try:
-            return str(self.tokenizer.apply_chat_template(flat, tokenize=False, add_generation_prompt=generate))
+            return str(
+                self.tokenizer.apply_chat_template(
+                    flat,
+                    chat_template=template,
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                    continue_final_message=continue_final_message,
+                    **kwargs,
+                )
+            )
         except TemplateError as error:
             raise ValueError(
                 f"the decoder's chat template refuses the chat ({error}): {shorten(repr(flat))}"
@@ -170,9 +289,9 @@ class Processor:
             "{'type': 'text', 'text': '...'}"
         )
 
-    def pad(self, rows: Sequence[Marked], side: str) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows of tokens -> ids, attention mask and media index, each int64 [R, T]."""
-        longest = max(len(row.ids) for row in rows)
+    def pad(self, rows: Sequence[Marked], side: str, multiple: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows of tokens -> ids, attention mask and media index, each int64 [R, T]; T is a multiple of `multiple`."""
+        longest = -(-max(len(row.ids) for row in rows) // multiple) * multiple
         fill = self.tokenizer.pad_token_id
         fill = self.tokenizer.eos_token_id if fill is None else fill
         ids = torch.full((len(rows), longest), fill or 0)
@@ -190,6 +309,22 @@ class Processor:
 def is_one(text: Any) -> bool:
     """Is it one prompt (a string or a chat), not a list of them?"""
     return isinstance(text, str | dict) or (bool(text) and isinstance(text[0], dict))
+
+
+def pictures(chat: Sequence[Message]) -> list[Source]:
+    """The images of a chat, in order. ValueError for a part that is to show one and does not."""
+    found: list[Source] = []
+    for message in chat:
+        parts = message["content"] if isinstance(message["content"], list | tuple) else []
+        for part in parts:
+            if part["type"] == "image":
+                named = [part[key] for key in ("image", "path", "url") if part.get(key) is not None]
+                if not named:
+                    raise ValueError(
+                        f"{shorten(repr(part))}: which image? give it as {{'type': 'image', 'image': ...}}"
+                    )
+                found.append(open_image(named[0], urls=True) if "url" in part else named[0])
+    return found
 
 
 def images_of_rows(images: Any, rows: int) -> list[list[Source]]:

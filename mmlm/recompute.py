@@ -31,20 +31,20 @@ class Recompute:
     def on(self) -> bool:
         return bool(self.before)
 
-    def enable(self) -> None:
-        """From now on the layers' forward is wrapped, each on its own instance: their classes stay what they are."""
+    def enable(self, every: int = 1) -> None:
+        """From now on the forward of every so many-th layer is wrapped, on its instance: classes stay what they are."""
         if not self.on:
             self.before = [vars(layer).get("forward") for layer in self.layers]  # a hook of accelerate's, if any
-            for layer in self.layers:
-                layer.forward = Again(layer.forward)  # type: ignore[method-assign]
+            for layer in self.layers[::every]:
+                layer.forward = Again(layer.forward)
 
     def disable(self) -> None:
         """The layers' forward is again what it was."""
         for layer, forward in zip(self.layers, self.before, strict=False):
             if forward is None:
-                del layer.forward
+                vars(layer).pop("forward", None)
             else:
-                layer.forward = forward  # type: ignore[method-assign]
+                layer.forward = forward
         self.before = []
 
 

@@ -1,44 +1,46 @@
-"""Adapters on disk and on the hub: safetensors, a config and a model card; never a frozen weight."""
+"""Adapters on disk and on the hub: safetensors of what was trained, a config and a model card."""
 
 import hashlib
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, hf_hub_download
+import torch
+import yaml
+from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmlm.config import AdapterConfig
 from mmlm.names import CONFIG, RUN, WEIGHTS, check_adapter, is_hub_id
 
-CARD = """\
+CARD = "README.md"
+HUB = ("revision", "token", "cache_dir", "local_files_only", "force_download")
+TEMPLATE = """\
 ---
-library_name: mmlm
-pipeline_tag: image-text-to-text
-{base}---
+{head}---
 
-# Adapter for {decoder}
+# Eyes for {decoder}
 
-A gated cross-attention adapter made with mmlm (`pip install mmlm-adapter`). The decoder and the vision
-backbone are frozen, and are not in this repository.
+A gated cross-attention adapter made with mmlm (`pip install mmlm-adapter`). The decoder and the vision backbone are
+frozen, and are not in this repository: what was trained is.
 
 | | |
 |---|---|
-| decoder | {decoder} |
-| vision | {vision} |
-| gated blocks before layers | {layers} |
-| parameters trained | {trained:,} |
+{table}
 
-    model = mmlm.MultimodalLM.from_pretrained("...")
+    import mmlm
+
+    model = mmlm.MultimodalLM.from_pretrained("...")  # this folder, or this repository
     model.ask("cat.jpg", "What colour is it?")
 """
 
 
-def save(folder: str | os.PathLike[str], config: AdapterConfig, adapter: nn.Module) -> None:
+def save(folder: str | os.PathLike[str], config: AdapterConfig, weights: Mapping[str, Tensor]) -> None:
     """Writes config, weights and card, and notes the weights' hash in the config.
 
     Each file is written under another name, then renamed. Three renames are not one, but a config does not load with
@@ -46,43 +48,44 @@ def save(folder: str | os.PathLike[str], config: AdapterConfig, adapter: nn.Modu
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    trained = sum(p.numel() for p in adapter.parameters())
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter.state_dict().items()}
-    data = to_bytes(weights)  # save_file would make a file for its owner alone
+    # save_file would make a file for its owner alone
+    data = to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, {"format": "pt"})
     config.weights = digest(data)
-    card = CARD.format(
-        base=f"base_model: {config.decoder}\n" if is_hub_id(config.decoder) else "",
-        decoder=config.decoder or "a decoder of your own",
-        vision=config.vision,
-        layers=config.layers,
-        trained=trained,
-    )
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as draft:
         config.save(Path(draft, CONFIG))
-        Path(draft, "README.md").write_text(card, encoding="utf-8")
+        write_card(Path(draft), config, weights)
         Path(draft, WEIGHTS).write_bytes(data)
-        for name in (CONFIG, "README.md", WEIGHTS):
+        for name in (CONFIG, CARD, WEIGHTS):
             os.replace(Path(draft, name), folder / name)
 
 
-def load(name: str | os.PathLike[str], revision: str | None = None) -> tuple[AdapterConfig, dict[str, Tensor]]:
+def write_card(folder: Path, config: AdapterConfig, weights: Mapping[str, Tensor]) -> None:
+    """Writes the model card: base models and revisions, what was trained on what, and what it scored."""
+    bases = [name for name in (config.decoder, config.vision.removeprefix("timm/")) if is_hub_id(name)]
+    head: dict[str, Any] = {"library_name": "mmlm", "pipeline_tag": "image-text-to-text", "tags": ["mmlm"]}
+    if bases:
+        head |= {"base_model": bases, "base_model_relation": "adapter"}
+    rows = {
+        "decoder": config.decoder or "a decoder of your own",
+        "its revision": config.revision or "main",
+        "vision": config.vision,
+        "gated blocks before layers": ", ".join(map(str, config.layers)),
+        "parameters trained": f"{sum(tensor.numel() for tensor in weights.values()):,}",
+        "also trained": ", ".join(config.unfreeze + ["LoRA"] * (config.lora is not None)) or "nothing",
+        "data": ", ".join(config.data) or "not noted",
+        **{name: f"{score:.3f}" for name, score in config.scores.items()},
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    text = TEMPLATE.format(head=yaml.safe_dump(head, sort_keys=False), decoder=rows["decoder"], table=table)
+    (folder / CARD).write_text(text, encoding="utf-8")
+
+
+def load(
+    name: str | os.PathLike[str], revision: str | None = None, **hub: Any
+) -> tuple[AdapterConfig, dict[str, Tensor]]:
     """Config and weights of a saved adapter: a folder or a hub id. ValueError if there is none, or it is damaged."""
-    folder = Path(name)
-    if folder.is_dir():
-        paths = [folder / CONFIG, folder / WEIGHTS]
-        missing = [path.name for path in paths if not path.is_file()]
-        if missing:
-            raise ValueError(f"{folder}: no saved adapter in it ({' and '.join(missing)} missing)")
-    else:
-        check_adapter(str(name), revision)
-        try:
-            paths = [Path(hf_hub_download(str(name), file, revision=revision)) for file in (CONFIG, WEIGHTS)]
-        except OSError as error:
-            raise ValueError(
-                f"{name}: no such folder, and no adapter of that name could be fetched from the hub; "
-                f"`mmlm quickstart` trains one into {RUN}"
-            ) from error
-    config, data = AdapterConfig.load(paths[0]), Path(paths[1]).read_bytes()
+    paths = [find(name, file, revision=revision, **hub) for file in (CONFIG, WEIGHTS)]
+    config, data = AdapterConfig.load(paths[0]), paths[1].read_bytes()
     try:
         weights = from_bytes(data)
     except SafetensorError as error:
@@ -95,16 +98,44 @@ def load(name: str | os.PathLike[str], revision: str | None = None) -> tuple[Ada
     return config, weights
 
 
+def find(name: str | os.PathLike[str], file: str, *, revision: str | None = None, **hub: Any) -> Path:
+    """The file of a saved adapter: in its folder, or fetched from the hub. ValueError if there is none."""
+    folder = Path(name)
+    if folder.is_dir():
+        missing = [wanted for wanted in (CONFIG, WEIGHTS) if not (folder / wanted).is_file()]
+        if missing:
+            raise ValueError(f"{folder}: no saved adapter in it ({' and '.join(missing)} missing)")
+        return folder / file
+    check_adapter(str(name), revision)
+    try:
+        return Path(hf_hub_download(str(name), file, revision=revision, **hub))
+    except OSError as error:
+        raise ValueError(
+            f"{name}: no such folder, and no adapter of that name could be fetched from the hub; "
+            f"`mmlm quickstart` trains one into {RUN}"
+        ) from error
+
+
+def hub_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a from_pretrained's keyword arguments that say how to fetch files from the hub."""
+    return {key: kwargs[key] for key in HUB if key in kwargs}
+
+
 def digest(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-def fill(adapter: nn.Module, weights: dict[str, Tensor], name: str | os.PathLike[str]) -> None:
-    """Loads the weights into the adapter. ValueError if they are of another shape than the config says."""
-    try:
-        adapter.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ValueError(f"{name}: {WEIGHTS} does not fit {CONFIG} beside it ({error}); copy both anew") from error
+@torch.no_grad()
+def fill(places: Mapping[str, Tensor], weights: Mapping[str, Tensor], name: str | os.PathLike[str]) -> None:
+    """Copies the weights to their places. ValueError if they are others than the config says."""
+    shapes, wanted = ({key: tuple(t.shape) for key, t in some.items()} for some in (weights, places))
+    if wrong := sorted(shapes.items() ^ wanted.items()):
+        raise ValueError(
+            f"{name}: {WEIGHTS} does not fit {CONFIG} beside it ({len(wrong)} tensors differ, such as {wrong[0][0]}); "
+            "copy both anew"
+        )
+    for key, place in places.items():
+        place.copy_(weights[key])
 
 
 def check_fingerprint(config: AdapterConfig, found: dict[str, str], name: str | os.PathLike[str]) -> None:
@@ -129,13 +160,3 @@ def check_layers(config: AdapterConfig, count: int, name: str | os.PathLike[str]
             f"{name}: {CONFIG} puts blocks before layers {config.layers}, and the decoder has layers 0 to "
             f"{count - 1}: it is damaged; copy it anew"
         )
-
-
-def push(repo: str, config: AdapterConfig, adapter: nn.Module, token: str | None = None, **kwargs: Any) -> str:
-    """Uploads a saved adapter; returns its address. A repo without an owner is the token's."""
-    api = HfApi(token=token)
-    address = api.create_repo(repo, exist_ok=True, **kwargs)
-    with tempfile.TemporaryDirectory() as folder:
-        save(folder, config, adapter)
-        api.upload_folder(repo_id=address.repo_id, folder_path=folder)
-    return str(address)

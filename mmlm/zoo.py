@@ -21,7 +21,7 @@ from tokenizers import pre_tokenizers
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from mmlm.decoder import fast_dtype, load_decoder
+from mmlm.decoder import fast_dtype, load_decoder, load_tokenizer
 from mmlm.files import new_folder
 from mmlm.upcycle import upcycle
 from vision.backbone import Backbone
@@ -62,6 +62,12 @@ def load_default_decoder(**kwargs: Any) -> tuple[PreTrainedModel, PreTrainedToke
             f"{decoder_folder()}: the default decoder does not load ({error.__cause__}); if a file is damaged, remove "
             "that folder and run the same again: it is made anew"
         ) from error
+
+
+def load_default_tokenizer() -> PreTrainedTokenizerBase:
+    """The default decoder's tokenizer; the decoder is made first if this machine does not have it yet."""
+    ensure_decoder()
+    return load_tokenizer(decoder_folder())
 
 
 def ensure_decoder() -> None:

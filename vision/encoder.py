@@ -53,7 +53,7 @@ def prepare(image: Source, pyramid: Pyramid, detail: str) -> Prepared:
 
 
 class VisionEncoder(nn.Module):
-    """Backbone and pyramid in one. Nothing in it is trained.
+    """Backbone and pyramid in one. Nothing in it is trained, unless the model's config unfreezes it.
 
     Args:
         backbone: from `load_backbone`.
@@ -75,7 +75,6 @@ class VisionEncoder(nn.Module):
         """Channels of each pooled map, the deepest first."""
         return [self.backbone.channels[source] for source in self.pyramid.maps]
 
-    @torch.no_grad()
     def forward(self, pixels: Tensor, cells: list[Tensor] | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """uint8 [P, 3, 512, 512] and, per pooled map, cells [N, 2] (picture, cell) -> per pooled map [N, C]."""
         chunks = pixels.split(CPU_CHUNK if pixels.device.type == "cpu" else 64)

@@ -96,7 +96,9 @@ def test_learnt_is_the_answer_and_its_end(tiny_model, cache, make_samples):
     samples = make_samples(5, 2)
     for sample, entry in zip(samples, encode(tiny_model, cache, samples, ""), strict=True):
         assert tokenizer.decode(entry.text.ids[-entry.text.answer :]) == sample.answer + tokenizer.eos_token
-        asked = tiny_model.processor.chat(tiny_model.messages(sample.question))
+        asked = tiny_model.processor.apply_chat_template(
+            tiny_model.messages(sample.question), add_generation_prompt=True
+        )
         prompt = tokenizer.decode(entry.text.ids[: -entry.text.answer])
         assert prompt == asked.replace(tiny_model.processor.mark, "")
 

@@ -210,8 +210,8 @@ def test_time_and_memory_are_measured():
 
 
 FILES = (
-    "adapter.safetensors",
-    "adapter_config.json",
+    "model.safetensors",
+    "config.json",
     "config.yaml",
     "loss.png",
     "metrics.jsonl",
@@ -274,10 +274,10 @@ def test_the_whole_walk(walked, tmp_path, picture, capsys):
 
     assert cli.main(words) == 1
     assert "a run is there already" in capsys.readouterr().err
-    weights = (run / "adapter.safetensors").read_bytes()
+    weights = (run / "model.safetensors").read_bytes()
     assert cli.main([*words, "--resume"]) == 0
     assert "mmlm ask IMAGE" in capsys.readouterr().out
-    assert (run / "adapter.safetensors").read_bytes() == weights
+    assert (run / "model.safetensors").read_bytes() == weights
 
     picture(size=(700, 300)).save(tmp_path / "mine.png")
     capsys.readouterr()
@@ -299,5 +299,5 @@ def test_a_killed_walk_ends_with_the_same_bytes(walked, tmp_path):
         process.kill()
     assert not (run / "report.json").exists(), "it was killed amid training"
     assert cli.main(["quickstart", "--run", str(run), "--resume"]) == 0
-    assert (run / "adapter.safetensors").read_bytes() == (walked / "adapter.safetensors").read_bytes()
+    assert (run / "model.safetensors").read_bytes() == (walked / "model.safetensors").read_bytes()
     assert json.loads((run / "report.json").read_text())["resumed"]

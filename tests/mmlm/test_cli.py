@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 COMMAND_LINE = """\
 mmlm ask IMAGE QUESTION --model --tokens
 mmlm caption IMAGE... --model --tokens
+mmlm info [MODEL] --vision --every --start --kv-heads
 mmlm quickstart --run --resume --overwrite \
 --vqa_images --redrawn --vqa_test --redrawn_test --shapes_test --scenes --scenes_test \
 --blocks_from --captions_per_image --vqa_share --seed \
@@ -44,7 +45,7 @@ def three(args): return 3
 def value(args): raise ValueError("the field 'colour' is 'mauve',\\n  but must be red")
 def missing(args): open("no-such-toy.txt")
 def bare(args): raise OSError("the hub does not answer")
-def full(args): raise OSError(errno.ENOSPC, "No space left on device", "runs/toy/adapter.safetensors")
+def full(args): raise OSError(errno.ENOSPC, "No space left on device", "runs/toy/model.safetensors")
 def rust(args): raise Exception('Error while serializing: I/O error: No space left on device (os error 28)')
 def absent(args): import no_such_library
 def memory(args): raise MemoryError
@@ -121,7 +122,7 @@ def test_help_lists_the_verbs_without_torch():
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, text=True, capture_output=True)
     assert (done.returncode, done.stderr) == (0, "")
-    for verb in ("ask", "caption", "quickstart", "upcycle"):
+    for verb in ("ask", "caption", "info", "quickstart", "upcycle"):
         assert f"\n  {verb} " in done.stdout
     assert "broken" not in done.stdout
 
@@ -187,7 +188,7 @@ ERRORS = {
     "value": (1, "the field 'colour' is 'mauve', but must be red"),
     "missing": (1, "no-such-toy.txt: No such file or directory"),
     "bare": (1, "the hub does not answer"),
-    "full": (1, "no space left on the disk for runs/toy/adapter.safetensors: make some, then run this again"),
+    "full": (1, "no space left on the disk for runs/toy/model.safetensors: make some, then run this again"),
     "absent": (1, "No module named 'no_such_library'; pip install -e \".[quickstart]\" brings all that mmlm uses"),
     "memory": (1, "out of memory"),
     "gpu": (1, "CUDA out of memory. Tried to allocate 9 GiB. GPU 0 is full."),

@@ -151,19 +151,19 @@ def test_no_run_yet(cat, capsys, monkeypatch):
 
 def test_a_folder_without_an_adapter(cat, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    message = "empty: no saved adapter in it (adapter_config.json and adapter.safetensors missing)"
+    message = "empty: no saved adapter in it (config.json and model.safetensors missing)"
     assert refused(capsys, "ask", cat, "why?", "--model", "empty") == message
     assert "no such folder" in refused(capsys, "ask", cat, "why?", "--model", str(tmp_path / "nowhere"))
 
 
 def test_a_half_copied_adapter(run, cat, tmp_path, capsys):
-    weights = tmp_path / "run" / "adapter.safetensors"
+    weights = tmp_path / "run" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    assert "adapter.safetensors: damaged" in refused(capsys, "caption", cat, "--model", run)
+    assert "model.safetensors: damaged" in refused(capsys, "caption", cat, "--model", run)
 
 
 def test_an_adapter_of_a_newer_mmlm(run, cat, tmp_path, capsys):
-    path = tmp_path / "run" / "adapter_config.json"
+    path = tmp_path / "run" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
     assert "format 99 unknown to this mmlm" in refused(capsys, "caption", cat, "--model", run)
 

@@ -143,7 +143,7 @@ def test_chats_go_through_the_decoders_template(processor, tokenizer, picture):
     assert tokenizer.decode(batch["input_ids"][0]) == plain
     before = len(tokenizer("<|start|>system\nBe brief.<|end|>\n<|start|>user\nLook: ")["input_ids"])
     assert (batch["media_index"][0] < 0).sum() == before
-    assert processor.chat(CHAT, generate=False).endswith(" ok?<|end|>\n")
+    assert processor.apply_chat_template(CHAT).endswith(" ok?<|end|>\n")
 
 
 def test_chats_and_strings_may_be_mixed(processor, picture):
@@ -152,8 +152,11 @@ def test_chats_and_strings_may_be_mixed(processor, picture):
 
 def test_without_a_template_a_chat_is_its_lines(tokenizer):
     bare = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer)
-    assert Processor(bare, Pyramid()).chat(CHAT) == "Be brief.\nLook: <image> ok?\n"
-    assert Processor(bare, Pyramid()).chat(CHAT, generate=False) == "Be brief.\nLook: <image> ok?"
+    assert (
+        Processor(bare, Pyramid()).apply_chat_template(CHAT, add_generation_prompt=True)
+        == "Be brief.\nLook: <image> ok?\n"
+    )
+    assert Processor(bare, Pyramid()).apply_chat_template(CHAT) == "Be brief.\nLook: <image> ok?"
 
 
 @pytest.fixture

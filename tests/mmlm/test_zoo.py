@@ -159,7 +159,8 @@ def test_the_default_decoder_knows_what_smollm2_knows(default):
 def test_the_default_tokenizer_splits_digits_and_chats(default):
     _, tokenizer = default
     assert tokenizer.tokenize("in 1984") == ["in", "Ġ", "1", "9", "8", "4"]
-    text = Processor(tokenizer, VisionEncoder(zoo.load_default_backbone()).pyramid).chat(
-        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}]
+    text = Processor(tokenizer).apply_chat_template(
+        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}],
+        add_generation_prompt=True,
     )
     assert text.endswith("<|im_start|>user\n<image>What?<|im_end|>\n<|im_start|>assistant\n")

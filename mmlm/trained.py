@@ -1,0 +1,100 @@
+"""What is trained: the adapter always; besides it what a pattern unfreezes, and low-rank adapters of the frozen parts.
+
+LoRA: Hu et al. 2021, arXiv:2106.09685, by peft.
+"""
+
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from mmlm.config import AdapterConfig
+from mmlm.decoder import base_name, fingerprint, freeze
+from vision.fold import ConvReLU6
+
+ATTENTION = ("attn", "attention")  # in the names of modules that hold a layer's projections
+
+
+def choose_trained(model: nn.Module, config: AdapterConfig) -> frozenset[str]:
+    """Freezes the model but for what is trained, whose names it returns, and injects what the config's `lora` says.
+
+    Args:
+        model: with `adapter`, `decoder` and `vision` in it.
+
+    Raises ValueError for a pattern that no parameter's name matches, and for LoRA settings that peft refuses.
+    """
+    freeze(model.get_submodule("decoder"))
+    freeze(model.get_submodule("vision"))
+    if config.lora is not None:
+        inject(model, config.lora)
+    model.get_submodule("adapter").requires_grad_(True)  # peft freezes all but its own
+    for pattern in config.unfreeze:
+        if not (names := unfrozen(model, [pattern])):
+            raise ValueError(
+                f"unfreeze: {pattern!r} matches no parameter; patterns are such as 'vision.*', 'decoder.*norm*' or '*' "
+                f"and parameters have names such as {next(name for name, _ in model.named_parameters())}"
+            )
+        for name, parameter in model.named_parameters():
+            if base_name(name) in names:
+                if not parameter.is_floating_point():
+                    raise ValueError(f"unfreeze: {pattern!r} matches {name}, which is quantized: take lora= for it")
+                parameter.requires_grad_(True)
+    return frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
+
+
+def unfrozen(module: nn.Module, patterns: Sequence[str], prefix: str = "") -> set[str]:
+    """Names of the module's parameters that any of the patterns matches, as they were before LoRA."""
+    names = (base_name(name) for name, _ in module.named_parameters(prefix))
+    return {name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)}
+
+
+def fingerprints(model: nn.Module, patterns: Sequence[str]) -> dict[str, str]:
+    """Hashes of the frozen weights of a model, or of a dictionary of its parts: those that no pattern unfreezes."""
+    hashes = {}
+    for part in ("decoder", "vision"):
+        module = model.get_submodule(part)
+        hashes[part] = fingerprint(module, {name.removeprefix(f"{part}.") for name in unfrozen(module, patterns, part)})
+    return hashes
+
+
+def inject(model: nn.Module, lora: dict[str, Any]) -> None:
+    """Puts low-rank adapters into the model. ValueError if the settings do not fit it, or would not merge."""
+    try:
+        settings = LoraConfig(**lora)
+        if settings.target_modules is None and not settings.target_parameters:
+            settings.target_modules = list(attention(model))
+        inject_adapter_in_model(settings, model)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"lora={lora}: {error}") from error
+    for name, layer in tuned(model):
+        if isinstance(layer.get_base_layer(), ConvReLU6):
+            raise ValueError(
+                f"lora={lora}: {name} holds an activation, behind which nothing merges; name others, as "
+                r"target_modules='vision\..*conv_pwl'"
+            )
+
+
+def attention(model: nn.Module) -> Iterator[str]:
+    """Names of the projections in the decoder's attention."""
+    for name, module in model.get_submodule("decoder").named_modules(prefix="decoder"):
+        inside = name.rpartition(".")[0]
+        if isinstance(module, nn.Linear | Conv1D) and any(word in inside for word in ATTENTION):
+            yield name
+
+
+def tuned(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Layers that have low-rank adapters, by name."""
+    for name, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer):
+            yield name, module
+
+
+def lora_fields(settings: LoraConfig) -> dict[str, Any]:
+    """What of the settings is not peft's default, in plain values that JSON can hold."""
+    usual = LoraConfig().to_dict()
+    said = {name: value for name, value in settings.to_dict().items() if value != usual[name]}
+    return {name: sorted(value) if isinstance(value, set) else value for name, value in said.items()}
