@@ -47,6 +47,7 @@ def padded_experts(self: Experts, hidden: Tensor, top_k_index: Tensor, top_k_wei
     """
     if hidden.device.type != "cpu" or self._is_expert_parallel:
         return ALL_EXPERTS_FUNCTIONS["grouped_mm"](self, hidden, top_k_index, top_k_weights)
+    layers = Layers(self)
     tokens, k = top_k_index.shape
     expert = top_k_index.reshape(-1)
     order = expert.argsort(stable=True)
@@ -56,27 +57,33 @@ def padded_experts(self: Experts, hidden: Tensor, top_k_index: Tensor, top_k_wei
         if count:
             for rows in (order[first : first + count] // k).split(MOST):
                 x = hidden.index_select(0, pad(rows, (0, -len(rows) % ROWS)))
-                results.append(one_expert(self, number, x)[: len(rows)])
+                results.append(layers(number, x)[: len(rows)])
             first += count
     back = torch.empty_like(order).index_put((order,), torch.arange(len(order), device=order.device))
     chosen = torch.cat(results).index_select(0, back).view(tokens, k, -1)
     return (chosen * top_k_weights[..., None]).sum(1).to(hidden.dtype)
 
 
-def one_expert(experts: Experts, number: int, x: Tensor) -> Tensor:
-    """What expert `number` makes of the rows x: [rows, D] -> [rows, D]."""
+class Layers:
+    """The two layers of each expert. Weights are asked for once: with LoRA on them, they are computed when asked for."""
 
-    def product(name: str, x: Tensor) -> Tensor:
-        weight = getattr(experts, name)[number]
-        bias = getattr(experts, f"{name}_bias")[number] if experts.has_bias else None
-        return linear(x, weight.T if experts.is_transposed else weight, bias)
+    def __init__(self, experts: Experts) -> None:
+        self.experts = experts
+        names = "gate_up_proj" if experts.has_gate else "up_proj", "down_proj"
+        self.weights = [getattr(experts, name) for name in names]
+        self.biases = [getattr(experts, f"{name}_bias") for name in names] if experts.has_bias else None
 
-    if experts.has_gate:
-        inner = experts._apply_gate(product("gate_up_proj", x))
-    else:
-        inner = experts.act_fn(product("up_proj", x))
-    y = product("down_proj", inner)
-    return experts.post_expert_norm(y) if experts.has_post_expert_norm else y
+    def __call__(self, number: int, x: Tensor) -> Tensor:
+        """What expert `number` makes of the rows x: [rows, D] -> [rows, D]."""
+        inner = self.product(0, number, x)
+        inner = self.experts._apply_gate(inner) if self.experts.has_gate else self.experts.act_fn(inner)
+        y = self.product(1, number, inner)
+        return self.experts.post_expert_norm(y) if self.experts.has_post_expert_norm else y
+
+    def product(self, layer: int, number: int, x: Tensor) -> Tensor:
+        weight = self.weights[layer][number]
+        bias = self.biases[layer][number] if self.biases else None
+        return linear(x, weight.T if self.experts.is_transposed else weight, bias)
 
 
 def use_padded_experts(decoder: PreTrainedModel) -> None:

@@ -144,7 +144,7 @@ class MultimodalLM(PreTrainedModel, GenerationMixin):
 
         Raises ValueError for a folder without an adapter, and for frozen weights other than those it was trained on.
         """
-        kwargs = {key: value for key, value in kwargs.items() if key not in ("config", "_from_auto", "adapter_kwargs")}
+        kwargs = for_decoder(kwargs)
         config, weights = store.load(name, revision, **store.hub_kwargs(kwargs))
         decoder = config.decoder if decoder is None else decoder
         vision = config.vision if vision is None else vision
@@ -241,8 +241,18 @@ class MultimodalLM(PreTrainedModel, GenerationMixin):
 
     # -- from tokens to logits ----------------------------------------------------------------------------------------
 
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """What the decoder's own forward gives (`.logits` [R, T, V], ...) for a batch of `processor`.
+
+        Args:
+            labels: ids [R, T], -100 for those that are not learnt; then there is a `.loss`, too.
+            kwargs: the batch's media, and whatever the decoder's own forward takes.
 
         Without media, and for every token before its row's first image, that is bit for bit the base decoder's.
         """
@@ -253,6 +263,8 @@ class MultimodalLM(PreTrainedModel, GenerationMixin):
                     "whole texts, or call gradient_checkpointing_disable()"
                 )
             kwargs["use_cache"] = False
+        if labels is not None:
+            kwargs["labels"] = labels
         with self.looking(kwargs):
             return self.decoder(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
 
@@ -425,6 +437,16 @@ def casts_kept(device: torch.device) -> Iterator[None]:
     """
     with torch.autocast(device.type, enabled=False):
         yield
+
+
+def for_decoder(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Keyword arguments as an auto class hands them on -> those of the decoder's `from_pretrained`."""
+    config = kwargs.get("config")  # into which AutoModel has put two of them
+    names = ("attn_implementation", "experts_implementation")
+    moved = {name: value for name in names if (value := getattr(config, f"_{name}", None)) is not None}
+    return moved | {
+        key: value for key, value in kwargs.items() if key not in ("config", "_from_auto", "adapter_kwargs")
+    }
 
 
 def _decoder(
