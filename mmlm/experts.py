@@ -65,7 +65,7 @@ def padded_experts(self: Experts, hidden: Tensor, top_k_index: Tensor, top_k_wei
 
 
 class Layers:
-    """The two layers of each expert. Weights are asked for once: with LoRA on them, they are computed when asked for."""
+    """The two layers of each expert. Weights are asked for once: with LoRA on them, that is when they are computed."""
 
     def __init__(self, experts: Experts) -> None:
         self.experts = experts

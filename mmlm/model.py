@@ -50,7 +50,6 @@ class MultimodalLM(PreTrainedModel, GenerationMixin):
     config: AdapterConfig
     config_class = AdapterConfig
     main_input_name = "input_ids"
-    input_modalities = ["image", "text"]
     supports_gradient_checkpointing = True
     _supports_sdpa = True
 
@@ -423,9 +422,11 @@ class Headless:
     def __init__(self, model: MultimodalLM) -> None:
         self.model = model
 
-    def __call__(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
+    def __call__(self, **kwargs: Any) -> Any:
+        decoder, splice = self.model.decoder, self.model.splice
         with self.model.looking(kwargs):
-            return self.model.decoder.base_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+            splice.start(decoder, (), kwargs)  # whose hook is on the whole decoder
+            return decoder.base_model(**kwargs)
 
 
 @contextmanager

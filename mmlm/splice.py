@@ -21,7 +21,8 @@ class Splice:
     """Attaches to the decoder's `layers` numbered `at` the gated blocks of whatever view is looked at."""
 
     def __init__(self, decoder: nn.Module, layers: nn.ModuleList, at: list[int]) -> None:
-        self.handles = [decoder.register_forward_pre_hook(_Start(self), with_kwargs=True)]
+        self.start = _Start(self)
+        self.handles = [decoder.register_forward_pre_hook(self.start, with_kwargs=True)]
         for block, layer in enumerate(at):
             self.handles.append(layers[layer].register_forward_pre_hook(_Look(self, block), with_kwargs=True))
 
