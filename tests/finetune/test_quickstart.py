@@ -270,6 +270,8 @@ def test_the_whole_walk(walked, tmp_path, picture, capsys):
     assert [json.loads(line)["step"] for line in (run / METRICS).read_text().splitlines()] == [2, 4, 6]
     html = (run / "report.html").read_text(encoding="utf-8")
     assert len(re.findall("<figure>", html)) == html.count("data:image/png") >= 4 + 4
+    card = (run / "README.md").read_text(encoding="utf-8")
+    assert "| easy-VQA, accuracy, images shuffled | " in card and "easy-VQA, in part redrawn" in card
     assert "OpenMoji" in html and "CC BY-SA 4.0" in html and "easy-VQA" in html
 
     assert cli.main(words) == 1

@@ -1,0 +1,187 @@
+"""What transformers, PEFT and TRL ask of a model: to be saved and pushed, merged, checkpointed, and to show its parts.
+
+R rows, T text tokens, D width of the decoder.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+
+from mmlm import store
+from mmlm.adapter import Adapter
+from mmlm.config import AdapterConfig
+from mmlm.recompute import Recompute
+from mmlm.trained import choose_trained, fingerprints, lora_fields, tuned
+
+
+class Pretrained(PreTrainedModel, GenerationMixin):
+    """One of transformers' models, made of a frozen decoder and an adapter."""
+
+    config: AdapterConfig
+    config_class = AdapterConfig
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+
+    decoder: PreTrainedModel
+    adapter: Adapter
+    recompute: Recompute
+    trained: frozenset[str]
+
+    def init_weights(self) -> None:
+        """Nothing: the parts come with their weights."""
+
+    # -- kept ---------------------------------------------------------------------------------------------------------
+
+    def save_pretrained(  # type: ignore[override]  # shards and variants are for larger files
+        self,
+        save_directory: str | os.PathLike[str],
+        is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
+        push_to_hub: bool = False,
+        max_shard_size: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Writes what was trained (safetensors), its config and a model card; frozen parts are named, not copied.
+
+        Args:
+            is_main_process: of several processes, whether this is the one that writes.
+            state_dict: where the weights are taken from instead, as `Trainer` gathers them from several devices.
+            push_to_hub: upload it, too; kwargs go to `push_to_hub`, with the folder's name unless `repo_id` is given.
+            max_shard_size: is not looked at: it is one file.
+        """
+        if not is_main_process:
+            return
+        places = self.saved()
+        weights = places if state_dict is None else {name: state_dict[name] for name in places}
+        self.config.fingerprint = self.fingerprint()
+        store.save(save_directory, self.config, weights)
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
+
+    def saved(self) -> dict[str, Tensor]:
+        """All that `save_pretrained` writes, by name: the adapter, and what else is trained."""
+        everything = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        return {name: t for name, t in everything.items() if name.startswith("adapter.") or name in self.trained}
+
+    def _upload_modified_files(self, working_dir: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        """As transformers' `push_to_hub` uploads, but with our model card, which it has replaced by an empty one."""
+        store.write_card(Path(working_dir), self.config, self.saved())
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
+
+    def fingerprint(self) -> dict[str, str]:
+        """Hashes of the frozen weights, by part."""
+        # merged, the weights at hand are not those
+        return self.config.fingerprint if self.merged else fingerprints(self, self.config.unfreeze)
+
+    # -- what is trained ----------------------------------------------------------------------------------------------
+
+    def add_adapter(self, adapter_config: Any, adapter_name: str | None = None) -> None:
+        """Puts LoRA into the frozen parts, beside the adapter that is trained anyway: `from_parts(lora=...)`, later.
+
+        Args:
+            adapter_config: a `peft.LoraConfig`; its target_modules match names such as "decoder.model.layers.0...".
+        """
+        if self.config.lora is not None or (adapter_name or "default") != "default":
+            raise ValueError("add_adapter: there can be one LoRA, named 'default'; take get_peft_model for more")
+        self.config.lora = lora_fields(adapter_config)
+        self.trained = choose_trained(self, self.config)
+
+    @property
+    def merged(self) -> bool:
+        """Is LoRA part of the weights that it is for?"""
+        return any(layer.merged for _, layer in tuned(self))
+
+    def merge_lora(self) -> None:
+        """Adds LoRA to the weights that it is for: nothing is left to compute. It can be saved as before."""
+        self.config.fingerprint = self.fingerprint()
+        for _, layer in tuned(self):
+            layer.merge()
+
+    def unmerge_lora(self) -> None:
+        """Takes LoRA out of the weights again, which are then what they were but for rounding."""
+        for _, layer in tuned(self):
+            layer.unmerge()
+
+    # -- trained with less memory -------------------------------------------------------------------------------------
+
+    def gradient_checkpointing_enable(  # type: ignore[override]  # which takes any kwargs
+        self,
+        gradient_checkpointing_kwargs: dict[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        """From now on backward computes activations again: a layer's memory, for about a third more time.
+
+        Args:
+            gradient_checkpointing_kwargs: of transformers' method, for those who pass them; none is needed.
+            every_n_layers: leave out all but every so many-th layer.
+
+        Raises ValueError for `offload`, which there is not.
+        """
+        if offload:
+            raise ValueError("offload=True: activations are computed again, not moved; leave it out")
+        self.recompute.enable(every_n_layers)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Activations are kept again."""
+        self.recompute.disable()
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        return self.recompute.on
+
+    # -- its parts ----------------------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        return self.adapter.media.slot.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.decoder.dtype
+
+    @property
+    def base_model(self) -> "Headless":  # type: ignore[override]
+        """The model without its vocabulary: what it gives has `last_hidden_state` [R, T, D]."""
+        return Headless(self)
+
+    def get_decoder(self) -> PreTrainedModel:
+        return self.decoder
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.decoder.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.decoder.get_output_embeddings()
+
+    @property
+    def generation_config(self) -> GenerationConfig:
+        """The decoder's."""
+        return self.decoder.generation_config
+
+    @generation_config.setter
+    def generation_config(self, value: GenerationConfig) -> None:
+        if "decoder" in self._modules:  # transformers sets one of its own before there is any
+            self.decoder.generation_config = value
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        return True
+
+
+class Headless:
+    """A model up to its last hidden states, for those who have a vocabulary of their own: TRL's losses do."""
+
+    def __init__(self, model: Any) -> None:  # a MultimodalLM, which is not made yet
+        self.model = model
+
+    def __call__(self, **kwargs: Any) -> Any:
+        decoder, splice = self.model.decoder, self.model.splice
+        with self.model.looking(kwargs):
+            splice.start(decoder, (), kwargs)  # whose hook is on the whole decoder
+            return decoder.base_model(**kwargs)
