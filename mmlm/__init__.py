@@ -4,11 +4,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mmlm.best import ClipVerifier as ClipVerifier
+    from mmlm.best import best_of as best_of
     from mmlm.config import AdapterConfig as AdapterConfig
     from mmlm.model import MultimodalLM as MultimodalLM
     from mmlm.processor import Processor as Processor
 
-_HOME = {"AdapterConfig": "config", "MultimodalLM": "model", "Processor": "processor"}
+_HOME = {
+    "AdapterConfig": "config",
+    "ClipVerifier": "best",
+    "MultimodalLM": "model",
+    "Processor": "processor",
+    "best_of": "best",
+}
 
 
 def __getattr__(name: str) -> Any:

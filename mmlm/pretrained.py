@@ -94,7 +94,7 @@ class Pretrained(PreTrainedModel, GenerationMixin):
     @property
     def merged(self) -> bool:
         """Is LoRA part of the weights that it is for?"""
-        return any(layer.merged for _, layer in tuned(self))
+        return self.config.lora is not None and any(layer.merged for _, layer in tuned(self))
 
     def merge_lora(self) -> None:
         """Adds LoRA to the weights that it is for: nothing is left to compute. It can be saved as before."""

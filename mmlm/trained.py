@@ -7,8 +7,6 @@ from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -63,6 +61,8 @@ def fingerprints(model: nn.Module, patterns: Sequence[str]) -> dict[str, str]:
 
 def inject(model: nn.Module, lora: dict[str, Any]) -> None:
     """Puts low-rank adapters into the model. ValueError if the settings do not fit it, or would not merge."""
+    from peft import LoraConfig, inject_adapter_in_model  # here, since without LoRA nobody need wait for it
+
     try:
         settings = LoraConfig(**lora)
         if settings.target_modules is None and not settings.target_parameters:
@@ -88,13 +88,15 @@ def attention(model: nn.Module) -> Iterator[str]:
 
 def tuned(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """Layers that have low-rank adapters, by name."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     for name, module in model.named_modules():
         if isinstance(module, BaseTunerLayer):
             yield name, module
 
 
-def lora_fields(settings: LoraConfig) -> dict[str, Any]:
-    """What of the settings is not peft's default, in plain values that JSON can hold."""
-    usual = LoraConfig().to_dict()
+def lora_fields(settings: Any) -> dict[str, Any]:
+    """What of a `peft.LoraConfig` is not its default, in plain values that JSON can hold."""
+    usual = type(settings)().to_dict()
     said = {name: value for name, value in settings.to_dict().items() if value != usual[name]}
     return {name: sorted(value) if isinstance(value, set) else value for name, value in said.items()}
