@@ -110,23 +110,25 @@ class View:
         self.mask: Tensor | None = None
         self.blind = True
 
-    def move(self, past: int, length: int, rows: int) -> None:
+    def move(self, past: int | Tensor, length: int, rows: int) -> None:
         """Makes ready for the tokens past .. past + length of `rows` rows, a multiple of ours (beams, samples).
 
         A token beyond the prompt sees what the prompt's last token sees.
         """
-        columns = torch.arange(past, past + length, device=self.index.device).clamp(max=self.index.shape[1] - 1)
-        index = self.index[:, columns]  # [R, T]
+        device = self.index.device
+        columns = torch.arange(length, device=device) + torch.as_tensor(past, device=device)  # static caches count so
+        index = self.index[:, columns.clamp(max=self.index.shape[1] - 1)]  # [R, T]
         sees = index >= 0
-        self.blind = not bool(sees.any())
+        compiled = torch.compiler.is_compiling()  # what tensors hold is not asked then: it would break the graph
+        self.blind = not compiled and not bool(sees.any())
         if self.blind:
             return
         owner, latest = self.owner[:, None, :], index[:, :, None]
         mask = (owner == latest) if self.attend == "latest" else (owner >= 0) & (owner <= latest)
         mask |= ~sees[:, :, None]  # what such a token would get is dropped: this keeps NaN out
         copies = rows // len(self.index)
-        self.sees = None if bool(sees.all()) else sees.repeat_interleave(copies, 0)
-        self.mask = None if bool(mask.all()) else mask.repeat_interleave(copies, 0)
+        self.sees = None if not compiled and bool(sees.all()) else sees.repeat_interleave(copies, 0)
+        self.mask = None if not compiled and bool(mask.all()) else mask.repeat_interleave(copies, 0)
 
     def look(self, block: int, hidden: Tensor) -> Tensor:
         """Hidden states [rows, T, D] before a decoder layer -> the same after gated block number `block`."""
