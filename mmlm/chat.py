@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
-from mmlm.media import View, collate
+from mmlm.media import View, collate, to_device
 from mmlm.processor import Message
-from vision.images import Source
 from vision.encoder import Features
+from vision.images import Source
 
 if TYPE_CHECKING:
     from mmlm.model import MultimodalLM
@@ -68,7 +68,7 @@ class Chat:
         view = self.view
         if shown:
             media = collate(shown, [list(range(len(shown)))], index)
-            media = {key: move(value, self.model.device) for key, value in media.items()}
+            media = {key: to_device(value, self.model.device) for key, value in media.items()}
             new = self.model.view(media)
             view = new if view is None else view.joined(new, len(self.features))
         return None if view is None else view.at(index)
@@ -101,7 +101,3 @@ def as_list(images: Source | list[Source] | None) -> list[Source]:
     if images is None:
         return []
     return list(images) if isinstance(images, list | tuple) else [images]
-
-
-def move(value: Any, device: torch.device) -> Any:
-    return tuple(one.to(device) for one in value) if isinstance(value, tuple) else value.to(device)

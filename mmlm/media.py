@@ -83,6 +83,11 @@ def collate(images: Sequence[Features] | Sequence[Prepared], rows: list[list[int
     return batch
 
 
+def to_device(value: Any, device: torch.device) -> Any:
+    """A value of a batch: a tensor, or a tuple of them."""
+    return tuple(one.to(device) for one in value) if isinstance(value, tuple) else value.to(device)
+
+
 def casting(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     """A context in which the adapter, of fp32 weights, multiplies in 16 bits if its decoder does."""
     return torch.autocast(device.type, dtype, enabled=dtype in (torch.bfloat16, torch.float16))
