@@ -240,6 +240,8 @@ class MultimodalLM(nn.Module):
             kwargs.setdefault("max_new_tokens", NEW_TOKENS)
         if "pad_token_id" not in kwargs and self.decoder.generation_config.pad_token_id is None:
             kwargs["pad_token_id"] = self.processor.tokenizer.eos_token_id
+        if kwargs.get("stop_strings") is not None:
+            kwargs.setdefault("tokenizer", self.processor.tokenizer)
         assistant = kwargs.get("assistant_model")
         helped = drafting(self, assistant, kwargs) if isinstance(assistant, MultimodalLM) else nullcontext()
         with casts_kept(self.device), helped, self.looking(kwargs):
