@@ -99,6 +99,19 @@ def test_rows_together_are_what_they_are_alone(which, drawn, model_of, picture):
         torch.testing.assert_close(together[row][real], alone, atol=5e-4, rtol=1e-4)
 
 
+@given(which=models, drawn=batches())
+@settings(max_examples=15)
+def test_gradients_are_finite(which, drawn, model_of, picture):
+    """Of tokens that see nothing, too: what is dropped after a softmax over nothing comes back as NaN."""
+    model, (sizes, rows, texts, side) = model_of(*which), drawn
+    pool = [picture(seed, size) for seed, size in enumerate(sizes)]
+    out = model(**model.processor([[pool[i] for i in row] for row in rows], texts, padding_side=side)).logits
+    if any(rows):
+        grads = torch.autograd.grad(out.logsumexp(-1).sum(), list(model.adapter.parameters()), allow_unused=True)
+        assert all(grad is None or torch.isfinite(grad).all() for grad in grads)
+        assert any(grad is not None and grad.any() for grad in grads)
+
+
 @pytest.mark.parametrize("how", [{}, {"num_beams": 2}, {"cache_implementation": "static"}], ids=str)
 @pytest.mark.parametrize("attend", ["latest", "all"])
 def test_what_is_generated_in_a_row_has_seen_that_rows_images_alone(attend, how, model_of, picture):
