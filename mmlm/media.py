@@ -150,13 +150,16 @@ class View:
         )
 
     def look(self, block: int, hidden: Tensor) -> Tensor:
-        """Hidden states [rows, T, D] before a decoder layer -> the same after gated block number `block`."""
+        """Hidden states [rows, T, D] before a decoder layer -> the same after gated block number `block`.
+
+        The layers may lie on other devices than the adapter, which is whole: hidden states come and go.
+        """
         if self.blind:
             return hidden
-        whole = hidden.unflatten(0, (len(self.index), -1))  # [R, copies, T, D]
+        whole = hidden.to(self.media.device).unflatten(0, (len(self.index), -1))  # [R, copies, T, D]
         part = self.rows, slice(None), slice(self.first, None)
         some = whole[part]
-        with casting(hidden.device, self.dtype):
+        with casting(self.media.device, self.dtype):
             k, v = self.keys_values(block)
             gated = self.adapter.blocks[block]
             run = partial(again, gated) if self.recompute else gated
@@ -165,7 +168,7 @@ class View:
             whole = whole.clone()
             whole[part] = seen
             seen = whole
-        return seen.flatten(0, 1)
+        return seen.flatten(0, 1).to(hidden.device)
 
     def keys_values(self, block: int) -> tuple[Tensor, Tensor]:
         """Keys and values [Q, K, S, d] of the block."""

@@ -18,7 +18,7 @@ from mmlm.adapter import Adapter
 from mmlm.assist import drafting, media_for
 from mmlm.chat import Chat
 from mmlm.config import AdapterConfig, fit_config
-from mmlm.decoder import find_layers, fingerprint, freeze, load_decoder
+from mmlm.decoder import find_layers, fingerprint, freeze, home, load_decoder
 from mmlm.media import KEYS, View, casting
 from mmlm.processor import Message, Processor, Text, is_one
 from mmlm.recompute import Recompute
@@ -42,7 +42,7 @@ class MultimodalLM(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        device = next(decoder.parameters()).device
+        device = home(decoder)
         self.decoder, self.vision = decoder, vision.to(device)
         freeze(decoder)
         freeze(vision)
