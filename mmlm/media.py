@@ -96,9 +96,9 @@ def casting(device: torch.device, dtype: torch.dtype) -> torch.autocast:
 class View:
     """The media of one call of the model (a forward, or a whole generation) as its gated blocks see them.
 
-    Keys and values are computed once per block, however many tokens are generated, and are not copied for beams, samples
-    and rows that show the same: their tokens are more queries. Rows without an image, and columns before any row's first
-    image, are not computed.
+    Keys and values are computed once per block, however many tokens are generated. They are not copied for beams,
+    samples and rows that show the same, whose tokens are so many more queries. Rows without an image are not computed,
+    nor are columns before any row's first image.
 
     Q rows of keys and values: one if all rows show the same, else R less those without an image.
     """
