@@ -45,40 +45,49 @@ def best_of(
         prompt: as for `generate`; one, not a list.
         verifier: scores answers; by default the mean log-probability that the model itself gives an answer's tokens, at
             temperature 1 and before any other change to its logits. `ClipVerifier` scores by likeness to the image.
-        kwargs: of transformers' `generate`; it samples.
+        kwargs: of transformers' `generate`; it samples, without beams.
 
-    Raises ValueError for a list of prompts, n below 1, and a verifier that does not give a score for each answer.
+    Raises ValueError for a list of prompts, n below 1, beams, and a verifier that does not give each answer a score.
     """
     if not is_one(prompt):
         raise ValueError(f"{len(prompt)} prompts: best_of takes one; call it for each")
     if type(n) is not int or n < 1:
         raise ValueError(f"n={n!r}: takes a whole number from 1 on, how many answers to sample")
-    batch = model.processor(images, prompt).to(model.device)
+    config = kwargs.get("generation_config") or model.decoder.generation_config
+    settings = {name: kwargs.get(name, getattr(config, name)) for name in ("num_beams", "eos_token_id", "pad_token_id")}
+    if settings["num_beams"] not in (None, 1):
+        raise ValueError(
+            f"num_beams={settings['num_beams']}: best_of samples its answers; leave it out, or call generate"
+        )
+    batch = model.read(images, prompt, kwargs)
     told = {"num_return_sequences": n, "return_dict_in_generate": True, "output_logits": True}
     out = model.generate(**batch, **{"do_sample": True} | kwargs | told)
     tokens = out.sequences[:, batch["input_ids"].shape[1] :]
     texts = [text.strip() for text in model.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
     if verifier is None:
-        scores: Sequence[float] = mean_log_probability(torch.stack(out.logits, 1), tokens, ends_of(model)).tolist()
+        ends = settings["eos_token_id"]
+        ends = [] if ends is None else torch.as_tensor(ends).flatten().tolist()
+        logits = torch.stack(out.logits, 1)
+        scores: Sequence[float] = mean_log_probability(logits, tokens, ends, settings["pad_token_id"]).tolist()
     else:
         shown = [] if images is None else list(images) if isinstance(images, list | tuple) else [images]
         scores = [float(score) for score in verifier(shown, prompt, texts)]
+    if any(score != score for score in scores):
+        raise ValueError(f"the verifier gave {scores}: a score must be a number")
     if len(scores) != len(texts):
         raise ValueError(f"the verifier gave {len(scores)} scores for {len(texts)} answers: it must give one for each")
     return Best(sorted(zip(texts, scores, strict=True), key=lambda pair: -pair[1]))
 
 
-def ends_of(model: MultimodalLM) -> list[int]:
-    """Tokens that end an answer."""
-    ends = model.decoder.generation_config.eos_token_id
-    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+def mean_log_probability(logits: Tensor, tokens: Tensor, ends: list[int], pad: int | None = None) -> Tensor:
+    """Of each answer's tokens, up to its first end and with it: logits [N, T, V], tokens [N, T] -> [N].
 
-
-def mean_log_probability(logits: Tensor, tokens: Tensor, ends: list[int]) -> Tensor:
-    """Of each answer's tokens, up to its first end and with it: logits [N, T, V], tokens [N, T] -> [N]."""
+    Nor does the padding count of an answer that stopped for another reason.
+    """
     chosen = logits.float().log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
     ended = torch.isin(tokens, torch.tensor(ends, device=tokens.device))
-    mine = ended.cumsum(1) - ended.long() == 0
+    filled = torch.zeros_like(ended) if pad is None else (tokens == pad).flip(1).cumprod(1).flip(1).bool() & ~ended
+    mine = (ended.cumsum(1) - ended.long() == 0) & ~filled
     return chosen.where(mine, 0).sum(1) / mine.sum(1)
 
 

@@ -1,39 +1,37 @@
-"""A conversation about images. What was computed for its earlier turns is kept: pixels, media keys and values, text.
+"""A conversation about images. What was computed for its earlier turns is kept: media keys and values, text.
 
 chat = model.chat("cat.jpg")
 chat.ask("What colour is it?")
 chat.ask("And this one?", images="dog.jpg")
 """
 
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack
+from copy import copy
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
-from mmlm.media import View, collate
+from mmlm.media import View, collate, to_device
 from mmlm.processor import Message
-from vision.encoder import Features
 from vision.images import Source
-
-if TYPE_CHECKING:
-    from mmlm.model import MultimodalLM
 
 
 class Chat:
     """Turns of a conversation, in `messages` as chat templates take them.
 
     Args:
-        model: who answers.
+        model: the MultimodalLM that answers.
         images: what the first question is about: one image, or a list.
     """
 
-    def __init__(self, model: "MultimodalLM", images: Source | list[Source] | None = None) -> None:
+    def __init__(self, model: Any, images: Source | list[Source] | None = None) -> None:
         self.model = model
         self.messages: list[Message] = []
         self.waiting = as_list(images)
-        self.features: list[Features] = []
-        self.view: View | None = None
+        self.shown: list[Source] = []
+        self.sights: dict[Any, tuple[int, View | None]] = {}  # how many images each model saw, and how
         self.cache: Any = None
         self.seen: list[tuple[int, int]] = []  # what the cache remembers: (token, the image it saw last)
 
@@ -47,61 +45,81 @@ class Chat:
 
         Raises ValueError for an empty question, ImageError for a bad image; the conversation is then what it was.
         """
-        if kwargs.get("num_return_sequences", 1) != 1:
+        if self.told(kwargs, "num_return_sequences") not in (None, 1):
             raise ValueError("num_return_sequences: a conversation goes on with one answer; ask generate for several")
         new = self.waiting + as_list(images)
+        shown = self.shown + new
         said = self.model.messages(question, len(new))
         messages = self.messages + (said[-1:] if self.messages else said)
-        shown = [self.model.vision.encode(image) for image in new]
-        marked = self.model.processor.read(messages, len(self.features) + len(shown))
-        view = self.look(shown, torch.tensor([marked.index]))
-        tokens = self.reply(list(zip(marked.ids, marked.index, strict=True)), view, kwargs)
-        answer = self.model.processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()
-        self.features += shown
-        self.waiting, self.view = [], view
+        marked = self.model.processor.read(messages, len(shown))
+        index = torch.tensor([marked.index])
+        who = [self.model]
+        if isinstance(assistant := kwargs.get("assistant_model"), type(self.model)) and assistant is not self.model:
+            who.append(assistant)
+        sights = {one: self.look(one, shown, index) for one in who}
+        with ExitStack() as looking:
+            for one, (_, view) in sights.items():
+                looking.enter_context(one.splice.looking(view))
+            tokens = self.reply(list(zip(marked.ids, marked.index, strict=True)), kwargs)
+        answer = cast(str, self.model.processor.tokenizer.decode(tokens, skip_special_tokens=True))
+        answer = answer.replace(self.model.processor.mark, "").strip()  # said again, it would stand for an image
+        self.shown, self.waiting = shown, []
+        self.sights |= sights
         self.messages = [*messages, {"role": "assistant", "content": answer}]
         return answer
 
-    def look(self, shown: list[Features], index: Tensor) -> View | None:
-        """All images of the conversation; keys and values of those seen before are not computed again."""
-        index = index.to(self.model.device)
-        view = self.view
-        if shown:
-            media = collate(shown, [list(range(len(shown)))], index)
-            media = {key: move(value, self.model.device) for key, value in media.items()}
-            new = self.model.view(media)
-            view = new if view is None else view.joined(new, len(self.features))
-        return None if view is None else view.at(index)
+    def look(self, model: Any, shown: list[Source], index: Tensor) -> tuple[int, View | None]:
+        """The images of the conversation, as a model sees them; of those it saw before nothing is computed again."""
+        count, view = self.sights.get(model, (0, None))
+        if new := [model.vision.encode(image) for image in shown[count:]]:
+            media = collate(new, [list(range(len(new)))], index)
+            seen = model.view({key: to_device(value, model.device) for key, value in media.items()})
+            view = seen if view is None else view.joined(seen, count)
+        return len(shown), None if view is None else view.at(index.to(model.device))
 
-    def reply(self, prompt: list[tuple[int, int]], view: View | None, kwargs: dict[str, Any]) -> list[int]:
+    def reply(self, prompt: list[tuple[int, int]], kwargs: dict[str, Any]) -> list[int]:
         """The ids of an answer to a prompt of (token, image it saw last)."""
-        same = next(
-            (i for i, pair in enumerate(self.seen) if i == len(prompt) - 1 or pair != prompt[i]), len(self.seen)
-        )
-        if same < len(self.seen) and self.cache is not None:
-            if all(type(layer) is DynamicLayer for layer in self.cache.layers):
-                self.cache.crop(same - len(self.seen))
-            else:
-                self.cache = None  # recurrent states and sliding windows do not go back
         ids = torch.tensor([[token for token, _ in prompt]], device=self.model.device)
-        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        past = {} if self.cache is None else {"past_key_values": self.cache}
-        self.cache, self.seen = None, []  # whatever goes wrong now, the cache is not to be trusted
-        with self.model.splice.looking(view):
-            out = self.model.continued({**batch, **past, **kwargs, "return_dict_in_generate": True})
-        tokens: list[int] = out.sequences[0].tolist()
-        if kwargs.get("num_beams", 1) == 1 and out.past_key_values is not None:
-            last = prompt[-1][1]
-            whole = prompt + [(token, last) for token in tokens[len(prompt) :]]
-            self.cache, self.seen = out.past_key_values, whole[: out.past_key_values.get_seq_length()]
-        return tokens[len(prompt) :]
+        batch: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        told: dict[str, Any] = {"return_dict_in_generate": True}
+        if (config := copy(kwargs.get("generation_config"))) is not None:
+            config.return_dict_in_generate = True  # transformers wants all in one place
+            told = {"generation_config": config}
+        if not self.goes_on(kwargs):
+            return self.model.continued({**batch, **kwargs, **told}).sequences[0, len(prompt) :].tolist()
+        cache, self.cache = self.past(prompt), None  # whatever goes wrong now, it is not to be trusted
+        batch |= {} if cache is None else {"past_key_values": cache}
+        out = self.model.continued({**batch, **kwargs, **told})
+        tokens: list[int] = out.sequences[0, len(prompt) :].tolist()
+        self.cache = out.past_key_values
+        self.seen = [*prompt, *((token, prompt[-1][1]) for token in tokens)][: self.cache.get_seq_length()]
+        return tokens
+
+    def past(self, prompt: list[tuple[int, int]]) -> Any:
+        """The cache, of what it remembers only that with which the prompt begins; None if it cannot go back."""
+        if self.cache is None:
+            return None
+        pairs = zip(self.seen, prompt[:-1], strict=False)
+        same = next((i for i, (old, new) in enumerate(pairs) if old != new), min(len(self.seen), len(prompt) - 1))
+        if same < len(self.seen):
+            if not all(type(layer) is DynamicLayer for layer in self.cache.layers):
+                return None  # recurrent states and sliding windows do not go back
+            self.cache.crop(same - len(self.seen))
+        return self.cache
+
+    def goes_on(self, kwargs: dict[str, Any]) -> bool:
+        """May generate be given the cache of the turn before? Beams, assisted decoding and other caches start anew."""
+        told = [self.told(kwargs, name) for name in ("prompt_lookup_num_tokens", "cache_implementation")]
+        alone = self.told(kwargs, "num_beams") in (None, 1) and self.told(kwargs, "use_cache") is not False
+        return alone and not any(told) and not {"assistant_model", "past_key_values"} & set(kwargs)
+
+    def told(self, kwargs: dict[str, Any], name: str) -> Any:
+        """A setting of generate, wherever it comes from."""
+        config = kwargs.get("generation_config") or self.model.decoder.generation_config
+        return kwargs.get(name, getattr(config, name, None))
 
 
 def as_list(images: Source | list[Source] | None) -> list[Source]:
     if images is None:
         return []
     return list(images) if isinstance(images, list | tuple) else [images]
-
-
-def move(value: Any, device: torch.device) -> Any:
-    return tuple(one.to(device) for one in value) if isinstance(value, tuple) else value.to(device)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate.utils import align_module_device
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -36,7 +37,7 @@ def load_decoder(
     tokenizer = load_tokenizer(name, revision, **{key: kwargs[key] for key in SHARED if key in kwargs})
     with refusing(name):
         decoder = AutoModelForCausalLM.from_pretrained(name, revision=revision, **kwargs)
-    if decoder.device.type == "cpu" and "experts_implementation" not in kwargs:
+    if home(decoder).type == "cpu" and "experts_implementation" not in kwargs:
         use_padded_experts(decoder)
     return decoder, tokenizer
 
@@ -63,6 +64,12 @@ def refusing(name: str | os.PathLike[str]) -> Iterator[None]:
 def freeze(module: nn.Module) -> None:
     """Eval mode and no gradients, for good: `MultimodalLM.train` leaves it out."""
     module.eval().requires_grad_(False)
+
+
+def home(decoder: nn.Module) -> torch.device:
+    """Where the decoder takes its inputs; accelerate may have spread it over devices, and put parts of it away."""
+    device = getattr(getattr(decoder, "_hf_hook", None), "execution_device", None)
+    return next(decoder.parameters()).device if device is None else torch.device(device)
 
 
 def find_layers(decoder: nn.Module) -> nn.ModuleList:
@@ -117,12 +124,19 @@ def fingerprint(module: nn.Module, leave_out: Collection[str] = ()) -> str:
 
     Values are rounded to bf16 and then to fp16 first, so that weights kept in 16 bits are the same in whatever floating
     dtype they are loaded. Weights kept in fp32 are the same in fp32 and bf16, not in fp16; quantized ones never are.
+    Those that accelerate has put away, on a disk or elsewhere, are fetched one by one.
     """
     digest = hashlib.blake2b(digest_size=16)
     weights = {base_name(name): tensor for name, tensor in module.state_dict().items() if ".lora_" not in name}
     for name, tensor in sorted(weights.items()):
         if not tensor.is_floating_point() or name in leave_out:
             continue
+        if tensor.is_meta:
+            owner, _, leaf = name.rpartition(".")
+            with align_module_device(module.get_submodule(owner)):
+                tensor = getattr(module.get_submodule(owner), leaf)
+        if type(tensor).__module__.startswith("torchao"):
+            tensor = tensor.dequantize()  # torch's own operations on it are few
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         flat = tensor.detach().reshape(-1)
         picks = torch.linspace(0, max(len(flat) - 1, 0), min(SAMPLES, len(flat)), dtype=torch.float64).long()

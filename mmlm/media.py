@@ -83,6 +83,11 @@ def collate(images: Sequence[Features] | Sequence[Prepared], rows: list[list[int
     return batch
 
 
+def to_device(value: Any, device: torch.device) -> Any:
+    """A value of a batch: a tensor, or a tuple of them."""
+    return tuple(one.to(device) for one in value) if isinstance(value, tuple) else value.to(device)
+
+
 def casting(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     """A context in which the adapter, of fp32 weights, multiplies in 16 bits if its decoder does."""
     return torch.autocast(device.type, dtype, enabled=dtype in (torch.bfloat16, torch.float16))
@@ -91,7 +96,11 @@ def casting(device: torch.device, dtype: torch.dtype) -> torch.autocast:
 class View:
     """The media of one call of the model (a forward, or a whole generation) as its gated blocks see them.
 
-    Keys and values are computed once per block, however many tokens are generated.
+    Keys and values are computed once per block, however many tokens are generated. They are not copied for beams,
+    samples and rows that show the same, whose tokens are so many more queries. Rows without an image are not computed,
+    nor are columns before any row's first image.
+
+    Q rows of keys and values: one if all rows show the same, else R less those without an image.
     """
 
     def __init__(
@@ -105,47 +114,69 @@ class View:
     ) -> None:
         self.adapter, self.media, self.attend, self.dtype, self.recompute = adapter, media, attend, dtype, recompute
         self.gather, self.owner, self.index = batch["media_gather"], batch["media_owner"], batch["media_index"]
-        self.kv: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        shows = (self.owner >= 0).any(1)
+        self.rows = slice(None) if bool(shows.all()) else shows.nonzero()[:, 0]
+        self.gather, self.owner = self.gather[self.rows], self.owner[self.rows]
+        if bool((self.gather == self.gather[:1]).all() & (self.owner == self.owner[:1]).all()):
+            self.gather, self.owner = self.gather[:1], self.owner[:1]
+        self.kv: dict[int, tuple[Tensor, Tensor]] = {}
         self.sees: Tensor | None = None
         self.mask: Tensor | None = None
+        self.first = 0
         self.blind = True
 
-    def move(self, past: int, length: int, rows: int) -> None:
+    def move(self, past: int | Tensor, length: int, rows: int) -> None:
         """Makes ready for the tokens past .. past + length of `rows` rows, a multiple of ours (beams, samples).
 
         A token beyond the prompt sees what the prompt's last token sees.
         """
-        columns = torch.arange(past, past + length, device=self.index.device).clamp(max=self.index.shape[1] - 1)
-        index = self.index[:, columns]  # [R, T]
+        device = self.index.device
+        columns = torch.arange(length, device=device) + torch.as_tensor(past, device=device)  # static caches count so
+        index = self.index[self.rows][:, columns.clamp(max=self.index.shape[1] - 1)]  # [rows that show any, T]
         sees = index >= 0
-        self.blind = not bool(sees.any())
+        compiled = torch.compiler.is_compiling()  # what tensors hold is not asked then: it would break the graph
+        self.first = 0 if compiled else int((~sees).all(0).cumprod(0).sum())
+        self.blind = self.first == length
         if self.blind:
             return
+        index, sees = index[:, self.first :], sees[:, self.first :]
         owner, latest = self.owner[:, None, :], index[:, :, None]
         mask = (owner == latest) if self.attend == "latest" else (owner >= 0) & (owner <= latest)
         mask |= ~sees[:, :, None]  # what such a token would get is dropped: this keeps NaN out
-        copies = rows // len(self.index)
-        self.sees = None if bool(sees.all()) else sees.repeat_interleave(copies, 0)
-        self.mask = None if bool(mask.all()) else mask.repeat_interleave(copies, 0)
+        copies, Q = rows // len(self.index), len(self.gather)
+        self.sees = None if not compiled and bool(sees.all()) else sees.repeat(1, copies).reshape(Q, -1)
+        self.mask = (
+            None if not compiled and bool(mask.all()) else mask.repeat(1, copies, 1).reshape(Q, -1, mask.shape[-1])
+        )
 
     def look(self, block: int, hidden: Tensor) -> Tensor:
-        """Hidden states [rows, T, D] before a decoder layer -> the same after gated block number `block`."""
+        """Hidden states [rows, T, D] before a decoder layer -> the same after gated block number `block`.
+
+        The layers may lie on other devices than the adapter, which is whole: hidden states come and go.
+        """
         if self.blind:
             return hidden
-        with casting(hidden.device, self.dtype):
-            k, v = self.keys_values(block, hidden.shape[0] // len(self.index))
+        whole = hidden.to(self.media.device).unflatten(0, (len(self.index), -1))  # [R, copies, T, D]
+        part = self.rows, slice(None), slice(self.first, None)
+        some = whole[part]
+        with casting(self.media.device, self.dtype):
+            k, v = self.keys_values(block)
             gated = self.adapter.blocks[block]
             run = partial(again, gated) if self.recompute else gated
-            return run(hidden, k, v, self.mask, self.sees)
+            seen = run(some.reshape(len(k), -1, some.shape[-1]), k, v, self.mask, self.sees).view(some.shape)
+        if some.shape != whole.shape:
+            whole = whole.clone()
+            whole[part] = seen
+            seen = whole
+        return seen.flatten(0, 1).to(hidden.device)
 
-    def keys_values(self, block: int, copies: int) -> tuple[Tensor, Tensor]:
-        """Keys and values [rows, K, S, d] of the block, each row `copies` times."""
-        if (block, copies) not in self.kv:
+    def keys_values(self, block: int) -> tuple[Tensor, Tensor]:
+        """Keys and values [Q, K, S, d] of the block."""
+        if block not in self.kv:
             k, v = self.adapter.blocks[block].keys_values(self.media)
-            gather = self.gather.repeat_interleave(copies, 0)
-            k, v = (x.index_select(0, gather.flatten()).unflatten(0, gather.shape) for x in (k, v))
-            self.kv[block, copies] = k.transpose(1, 2), v.transpose(1, 2)
-        return self.kv[block, copies]
+            k, v = (x.index_select(0, self.gather.flatten()).unflatten(0, self.gather.shape) for x in (k, v))
+            self.kv[block] = k.transpose(1, 2), v.transpose(1, 2)
+        return self.kv[block]
 
     def at(self, index: Tensor) -> "View":
         """The same media, their keys and values shared, seen by the tokens of another text: `media_index` [R, T]."""
@@ -164,7 +195,7 @@ class View:
         other.gather = torch.cat([self.gather, new.gather + len(self.media)], 1)
         other.owner = torch.cat([self.owner, new.owner + before], 1)
         other.kv = {}
-        for (block, copies), pair in self.kv.items():
-            more = new.keys_values(block, copies)
-            other.kv[block, copies] = torch.cat([pair[0], more[0]], 2), torch.cat([pair[1], more[1]], 2)
+        for block, pair in self.kv.items():
+            more = new.keys_values(block)
+            other.kv[block] = torch.cat([pair[0], more[0]], 2), torch.cat([pair[1], more[1]], 2)
         return other

@@ -5,7 +5,7 @@ R rows, T text tokens, V vocabulary.
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -21,9 +21,10 @@ from transformers import (
 
 from mmlm import store, zoo
 from mmlm.adapter import Adapter
+from mmlm.assist import drafting, media_for
 from mmlm.chat import Chat
 from mmlm.config import AdapterConfig, fit_config
-from mmlm.decoder import find_layers, load_decoder
+from mmlm.decoder import find_layers, home, load_decoder
 from mmlm.media import KEYS, View, casting
 from mmlm.pretrained import Pretrained
 from mmlm.processor import Message, Processor, Text, is_one
@@ -50,7 +51,7 @@ class MultimodalLM(Pretrained):
     ) -> None:
         super().__init__(config)
         config.text_config, config.architectures = decoder.config, [type(self).__name__]
-        device = next(decoder.parameters()).device
+        device = home(decoder)
         self.decoder, self.vision = decoder, vision.to(device)
         self.adapter = Adapter(config).to(device)
         self.processor = Processor(tokenizer, vision.pyramid, vision.detail, config.mark)
@@ -209,7 +210,8 @@ class MultimodalLM(Pretrained):
         Args:
             images: as `processor` takes them: one image, a list for one prompt, or one entry for each prompt.
             prompt: a string with `<image>` marks, taken as it is; a chat, as `messages` makes it; or a list of either.
-            kwargs: of transformers' `generate` (max_new_tokens, num_beams, do_sample, stopping_criteria, ...).
+            kwargs: of transformers' `generate` (max_new_tokens, num_beams, do_sample, stopping_criteria, ...). An
+                `assistant_model` may be a MultimodalLM of the same tokenizer: it drafts with the images in sight.
 
         Returns a string for one prompt, a list of strings for a list; with num_return_sequences that many for each.
 
@@ -218,11 +220,16 @@ class MultimodalLM(Pretrained):
         """
         if "input_ids" in kwargs:
             return self.continued(kwargs)
-        batch = self.processor(images, prompt).to(self.device)
-        tokens = self.generate_tokens(batch, **kwargs)
+        tokens = self.generate_tokens(self.read(images, prompt, kwargs), **kwargs)
         texts = self.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         texts = [text.strip() for text in texts]
         return texts[0] if is_one(prompt) and len(texts) == 1 else texts
+
+    def read(self, images: Any, prompt: Text | list[Text], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The batch that `generate` continues; of an assistant with other eyes than ours it has the media, too."""
+        batch = dict(self.processor(images, prompt).to(self.device))
+        assistant = kwargs.get("assistant_model")
+        return batch | (media_for(self, assistant, images, prompt) if isinstance(assistant, MultimodalLM) else {})
 
     def generate_tokens(self, batch: Mapping[str, Any], **kwargs: Any) -> Tensor:
         """A batch of `processor` -> the ids of what was generated [rows, new tokens], the prompt not among them."""
@@ -238,12 +245,16 @@ class MultimodalLM(Pretrained):
             kwargs.setdefault("max_new_tokens", NEW_TOKENS)
         if "pad_token_id" not in kwargs and self.decoder.generation_config.pad_token_id is None:
             kwargs["pad_token_id"] = self.processor.tokenizer.eos_token_id
-        with casts_kept(self.device), self.looking(kwargs):
+        if kwargs.get("stop_strings") is not None:
+            kwargs.setdefault("tokenizer", self.processor.tokenizer)
+        assistant = kwargs.get("assistant_model")
+        helped = drafting(self, assistant, kwargs) if isinstance(assistant, MultimodalLM) else nullcontext()
+        with casts_kept(self.device), helped, self.looking(kwargs):
             return self.decoder.generate(**kwargs)  # type: ignore[operator]  # of a mixin that subclasses have
 
     def stream(self, images: Any = None, prompt: Text = "", **kwargs: Any) -> Iterator[str]:
         """Yields the text of `generate` piece by piece, as it is made; when it is read no further, generation ends."""
-        batch = self.processor(images, prompt).to(self.device)
+        batch = self.read(images, prompt, kwargs)
         yield from pieces(partial(self.generate_tokens, batch), self.processor.tokenizer, kwargs)
 
     def ask(self, image: Source, question: str, **kwargs: Any) -> str:

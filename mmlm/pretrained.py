@@ -14,8 +14,11 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from mmlm import store
 from mmlm.adapter import Adapter
 from mmlm.config import AdapterConfig
+from mmlm.processor import Processor
 from mmlm.recompute import Recompute
+from mmlm.splice import Splice
 from mmlm.trained import choose_trained, fingerprints, lora_fields, tuned
+from vision.encoder import VisionEncoder
 
 
 class Pretrained(PreTrainedModel, GenerationMixin):
@@ -28,7 +31,10 @@ class Pretrained(PreTrainedModel, GenerationMixin):
     _supports_sdpa = True
 
     decoder: PreTrainedModel
+    vision: VisionEncoder
     adapter: Adapter
+    processor: Processor
+    splice: Splice
     recompute: Recompute
     trained: frozenset[str]
 

@@ -14,7 +14,7 @@ from torch import nn
 from mmlm.media import View
 
 # What each splice looks at in this thread. Threads of one server share a model, and must not see each other's images.
-_VIEWS: ContextVar[Mapping[int, View]] = ContextVar("mmlm_views")
+_VIEWS: ContextVar[Mapping[int, View] | None] = ContextVar("mmlm_views", default=None)
 
 
 class Splice:
@@ -29,7 +29,7 @@ class Splice:
     @property
     def view(self) -> View | None:
         """What is looked at now; None: nothing."""
-        return _VIEWS.get({}).get(id(self))
+        return (_VIEWS.get() or {}).get(id(self))
 
     @contextmanager
     def looking(self, view: View | None) -> Iterator[None]:
@@ -37,7 +37,7 @@ class Splice:
         if view is None:
             yield
             return
-        token = _VIEWS.set({**_VIEWS.get({}), id(self): view})
+        token = _VIEWS.set({**(_VIEWS.get() or {}), id(self): view})
         try:
             yield
         finally:
@@ -60,7 +60,7 @@ class _Start:
             tokens = args[0] if args else kwargs.get("input_ids")
             tokens = kwargs["inputs_embeds"] if tokens is None else tokens
             cache = kwargs.get("past_key_values")
-            view.move(0 if cache is None else int(cache.get_seq_length()), tokens.shape[1], tokens.shape[0])
+            view.move(0 if cache is None else cache.get_seq_length(), tokens.shape[1], tokens.shape[0])
 
 
 class _Look:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import GenerationConfig, LogitsProcessor
 
 from mmlm.best import ClipVerifier, best_of, mean_log_probability
 
@@ -54,6 +55,47 @@ def test_what_comes_after_the_end_does_not_count(length, end):
     torch.testing.assert_close(mean_log_probability(logits, tokens, [0])[0], wanted)
 
 
+@pytest.mark.parametrize("how", ["end", "config", "string"])
+def test_an_answer_that_stops_for_another_reason_counts_up_to_there(how, model, picture):
+    """Its padding is as unlikely as any other token."""
+    end = model.processor.tokenizer("e")["input_ids"][0]
+    told = {
+        "end": {"eos_token_id": end, **HOW},
+        "config": {"generation_config": GenerationConfig(eos_token_id=[end], pad_token_id=258, **HOW)},
+        "string": {"stop_strings": ["e"], **HOW},
+    }[how]
+    told |= {"logits_processor": [LogitBias({end: 4.0})]}
+    torch.manual_seed(0)
+    best = best_of(model, picture(1), "What is it?", n=6, **told)
+    batch = model.processor(picture(1), "What is it?")
+    start, wanted, lengths = batch["input_ids"].shape[1], [], set()
+    media = {name: value for name, value in batch.items() if name not in ("input_ids", "attention_mask")}
+    torch.manual_seed(0)
+    for ids in model.generate(**batch, do_sample=True, num_return_sequences=6, **told):
+        answer = ids[start:].tolist()
+        answer = answer[: answer.index(end) + 1] if end in answer else answer
+        with torch.no_grad():
+            forced = (
+                model(input_ids=ids[None, : start + len(answer)], **media).logits[0, start - 1 : -1].log_softmax(-1)
+            )
+        wanted.append(sum(float(chances[token]) for chances, token in zip(forced, answer, strict=True)) / len(answer))
+        lengths.add(len(answer))
+    assert len(lengths) > 1
+    assert [score for _, score in best.answers] == pytest.approx(sorted(wanted, reverse=True), abs=1e-3)
+
+
+class LogitBias(LogitsProcessor):
+    """Makes tokens likelier."""
+
+    def __init__(self, bias):
+        self.bias = bias
+
+    def __call__(self, input_ids, scores):
+        more = torch.zeros_like(scores)
+        more[:, list(self.bias)] = torch.tensor(list(self.bias.values()))
+        return scores + more
+
+
 def test_any_callable_verifies(model, picture):
     image, seen = picture(1), []
 
@@ -88,6 +130,8 @@ def test_an_answer_like_the_image_is_the_better_one(picture):
         ({"n": 2.5}, r"n=2\.5: takes"),
         ({"prompt": ["a", "b"]}, "2 prompts: best_of takes one"),
         ({"verifier": lambda *_: [1.0]}, "1 scores for 2 answers"),
+        ({"verifier": lambda *_: [1.0, math.nan]}, "a score must be a number"),
+        ({"num_beams": 2}, "num_beams=2: best_of samples"),
     ],
 )
 def test_what_cannot_be_is_refused(given_, message, model, picture):

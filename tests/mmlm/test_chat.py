@@ -1,6 +1,7 @@
 """A conversation says what the same messages say at once, and computes nothing twice."""
 
 import pytest
+from transformers import GenerationConfig
 
 from vision.images import ImageError
 
@@ -59,14 +60,61 @@ def test_images_may_be_given_at_the_start(model, picture):
     assert one.ask("Sure?", **GREEDY) == other.ask("Sure?", **GREEDY)
 
 
-@pytest.mark.parametrize(
-    "how", [{"num_beams": 2}, {"do_sample": True}, {"cache_implementation": "static"}, {"use_cache": False}], ids=str
-)
-def test_other_ways_of_generating_go_on_too(how, model, picture):
+WAYS = [
+    {"num_beams": 2},
+    {"do_sample": True, "top_k": 1},
+    {"cache_implementation": "static"},
+    {"use_cache": False},
+    {"prefill_chunk_size": 4},
+    {"prompt_lookup_num_tokens": 3},
+    {"generation_config": GenerationConfig(num_beams=2, max_new_tokens=6, do_sample=False)},
+]
+
+
+@pytest.mark.parametrize("how", WAYS, ids=str)
+def test_turns_may_be_generated_in_any_way(how, model, picture):
+    """Each after a turn of another way, and before one."""
     chat = model.chat(picture(1))
-    chat.ask("What is it?", **GREEDY | how)
-    answer = chat.ask("Sure?", **GREEDY)
-    assert model.generate([picture(1)], chat.messages[:-1], **GREEDY) == answer
+    for question, way in (("What is it?", {}), ("Sure?", how), ("Really?", how), ("So?", {})):
+        way = way if "generation_config" in way else GREEDY | way
+        answer = chat.ask(question, **way)
+        assert model.generate([picture(1)], chat.messages[:-1], **way) == answer
+
+
+def test_after_a_turn_of_another_way_the_text_before_it_is_still_known(model, picture):
+    chat, lengths = model.chat(picture(1)), []
+    chat.ask("What is in this picture, and what is not?", **GREEDY)
+    known = len(chat.seen)
+    chat.ask("Sure?", **GREEDY, num_beams=2)
+    assert len(chat.seen) == chat.cache.get_seq_length() == known
+    handle = model.decoder.model.embed_tokens.register_forward_pre_hook(lambda _, a: lengths.append(a[0].shape[1]))
+    chat.ask("So?", **GREEDY)
+    handle.remove()
+    said = GREEDY["max_new_tokens"]  # read again, an answer may be other tokens
+    assert lengths[0] <= len(model.processor.read(chat.messages[:-1], 1).ids) - known + said
+
+
+@pytest.mark.parametrize("eyes", [{}, {"detail": "low"}], ids=str)
+def test_an_assistant_sees_the_conversations_images(eyes, model, make_model, open_gates, picture):
+    """Also those that were shown before it came."""
+    helper = open_gates(make_model(**eyes), 0.9)
+    chat, pixels = model.chat(picture(1, (700, 600))), []
+    handle = helper.vision.register_forward_pre_hook(lambda _, args: pixels.append(len(args[0])))
+    chat.ask("What is it?", **GREEDY)
+    chat.ask("And this?", picture(2), **GREEDY, assistant_model=helper)
+    answer = chat.ask("So?", **GREEDY, assistant_model=helper)
+    handle.remove()
+    assert model.generate([picture(1, (700, 600)), picture(2)], chat.messages[:-1], **GREEDY) == answer
+    assert sum(pixels) == len(helper.processor([picture(1, (700, 600)), picture(2)], "What?")["pixel_values"])
+    assert helper.splice.view is None
+
+
+def test_an_answer_that_names_the_mark_shows_no_image(model, picture, monkeypatch):
+    chat = model.chat(picture(1))
+    monkeypatch.setattr(chat, "reply", lambda *_: model.processor.tokenizer("An <image> it is")["input_ids"])
+    assert chat.ask("What is it?", **GREEDY) == "An  it is"
+    monkeypatch.undo()
+    assert chat.ask("Sure?", **GREEDY) == model.generate([picture(1)], chat.messages[:-1], **GREEDY)
 
 
 def test_what_is_refused_leaves_the_conversation_as_it_was(model, picture, tmp_path):
@@ -77,6 +125,10 @@ def test_what_is_refused_leaves_the_conversation_as_it_was(model, picture, tmp_p
         chat.ask("What?", tmp_path / "nowhere.png")
     with pytest.raises(ValueError, match="num_return_sequences"):
         chat.ask("What?", num_return_sequences=2)
+    with pytest.raises(ValueError, match="num_return_sequences"):
+        chat.ask("What?", generation_config=GenerationConfig(num_return_sequences=2, do_sample=True))
+    with pytest.raises(ValueError, match="no_such"):
+        chat.ask("What?", no_such=1)
     assert chat.messages == [] and len(chat.waiting) == 1
     assert chat.ask("What?", **GREEDY) == model.chat(picture(1)).ask("What?", **GREEDY)
 
@@ -85,4 +137,4 @@ def test_without_an_image_it_is_the_base_decoders(model):
     chat = model.chat()
     answer = chat.ask("Hello?", **GREEDY)
     assert answer == model.generate(None, chat.messages[:-1], **GREEDY)
-    assert chat.view is None
+    assert chat.sights[model] == (0, None)

@@ -6,8 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import TorchAoConfig
 
 from mmlm.decoder import active_parameters, fast_device, fast_dtype, find_layers, fingerprint, freeze, load_decoder
+from mmlm.model import MultimodalLM
 
 
 def test_a_saved_decoder_is_loaded_as_it_is(tiny_decoder, tokenizer, tmp_path):
@@ -127,3 +129,116 @@ def test_the_fast_dtype_is_one_that_multiplies():
     x = torch.ones(4, 4, dtype=fast_dtype())
     assert (x @ x == 4).all()
     assert (x.to(fast_device()) @ x.to(fast_device()) == 4).all()
+
+
+# -- what goes through to transformers --------------------------------------------------------------------------------
+
+AWAY = {"model.embed_tokens": "disk", "model.layers.1": "disk", "model.layers.4": "disk", "lm_head": "disk"}
+HERE = ["model.norm", "model.rotary_emb", *(f"model.layers.{number}" for number in (0, 2, 3, 5))]
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_decoder, tokenizer, tmp_path_factory):
+    """A saved decoder."""
+    folder = tmp_path_factory.mktemp("decoder")
+    tiny_decoder().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def with_eyes(folder, tiny_vision, open_gates):
+    """Makes a model of the saved decoder, gates open: with_eyes(**decoder_kwargs)."""
+
+    def make(**kwargs):
+        torch.manual_seed(0)
+        parts = {"decoder": folder, "vision": tiny_vision, "decoder_kwargs": kwargs}
+        return open_gates(MultimodalLM.from_parts(**parts, layers=[1, 3, 5]))
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "holds"),
+    [
+        ({}, lambda decoder: decoder.dtype == torch.float32),
+        ({"dtype": torch.bfloat16}, lambda decoder: decoder.dtype == torch.bfloat16),
+        ({"dtype": "float16"}, lambda decoder: decoder.dtype == torch.float16),
+        ({"attn_implementation": "eager"}, lambda decoder: decoder.config._attn_implementation == "eager"),
+        ({"attn_implementation": "sdpa"}, lambda decoder: decoder.config._attn_implementation == "sdpa"),
+        ({"experts_implementation": "eager"}, lambda decoder: decoder.config._experts_implementation == "eager"),
+        ({"experts_implementation": "batched_mm"}, lambda d: d.config._experts_implementation == "batched_mm"),
+        ({"device_map": "cpu"}, lambda decoder: decoder.device.type == "cpu"),
+        ({"device_map": {"": "cpu"}}, lambda decoder: decoder.device.type == "cpu"),
+        ({"device_map": "auto"}, lambda decoder: all(not p.is_meta for p in decoder.parameters())),
+    ],
+    ids=str,
+)
+@torch.no_grad()
+def test_settings_of_the_decoder_go_through(kwargs, holds, with_eyes, folder, picture):
+    model = with_eyes(**kwargs)
+    assert holds(model.decoder)
+    batch = model.processor([[picture(1)], []], ["<image>What?", "Blind"])
+    text = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    base = load_decoder(folder, **kwargs)[0]
+    got, plain = model(**batch).logits, base(**text).logits
+    assert torch.equal(model(**text).logits, plain)
+    assert not torch.allclose(got[0], plain[0], atol=0.1)
+    assert model.generate_tokens(batch, max_new_tokens=3).shape[0] == 2
+
+
+@torch.no_grad()
+def test_weights_on_a_disk_are_as_good_as_in_memory(with_eyes, folder, tiny_vision, picture, tmp_path):
+    spread = {"device_map": AWAY | dict.fromkeys(HERE, "cpu"), "offload_folder": tmp_path / "away"}
+    model, plain = with_eyes(**spread), with_eyes()
+    assert model.decoder.device.type == "meta" and model.device.type == "cpu"
+    batch = plain.processor([[picture(1)], []], ["<image>What?", "Blind"])
+    assert torch.equal(model(**batch).logits, plain(**batch).logits)
+    how = {"max_new_tokens": 5, "do_sample": False}
+    assert torch.equal(model.generate_tokens(batch, **how), plain.generate_tokens(batch, **how))
+    assert model.fingerprint() == plain.fingerprint()
+    plain.save_pretrained(tmp_path / "run")
+    again = MultimodalLM.from_pretrained(tmp_path / "run", vision=tiny_vision, decoder_kwargs=spread)
+    assert torch.equal(again(**batch).logits, plain(**batch).logits)
+
+
+@pytest.fixture
+def quantized():
+    """`decoder_kwargs` that quantize to 8 bits. (bitsandbytes, which needs a GPU for most, goes the same way.)"""
+    torchao = pytest.importorskip("torchao.quantization")
+    return {"quantization_config": TorchAoConfig(torchao.Int8WeightOnlyConfig())}
+
+
+def test_a_quantized_decoder_sees_and_is_itself_without_an_image(quantized, with_eyes, folder, picture):
+    model, base = with_eyes(**quantized), load_decoder(folder, **quantized)[0]
+    weight = model.decoder.model.layers[1].self_attn.q_proj.weight
+    assert type(weight).__module__.startswith("torchao")
+    batch = model.processor([[picture(1)], []], ["<image>What?", "Blind"])
+    text = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    got, plain = model(**batch).logits, base(**text).logits
+    assert torch.equal(model(**text).logits, plain) and torch.equal(got[1], plain[1])
+    assert not torch.allclose(got[0], plain[0], atol=0.1)
+    got.logsumexp(-1).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.adapter.parameters())
+    how = {"max_new_tokens": 5, "do_sample": False}
+    assert torch.equal(model.generate_tokens(batch, **how), model.generate_tokens(batch, **how, use_cache=False))
+
+
+def test_an_adapter_on_a_quantized_decoder_is_saved_and_loaded(
+    quantized, with_eyes, folder, tiny_vision, picture, tmp_path
+):
+    model = with_eyes(**quantized)
+    model.save_pretrained(tmp_path)
+    again = MultimodalLM.from_pretrained(tmp_path, vision=tiny_vision, decoder_kwargs=quantized)
+    batch = model.processor(picture(1), "What?")
+    assert torch.equal(again(**batch).logits, model(**batch).logits)
+    with pytest.raises(ValueError, match="other decoder weights than those loaded"):
+        MultimodalLM.from_pretrained(tmp_path, vision=tiny_vision)
+
+
+def test_a_fingerprint_notices_quantized_values(quantized, folder):
+    decoder = load_decoder(folder, **quantized)[0]
+    before = fingerprint(decoder)
+    assert before == fingerprint(load_decoder(folder, **quantized)[0]) != fingerprint(load_decoder(folder)[0])
+    decoder.model.layers[2].self_attn.k_proj.weight.qdata[0, 0] += 1
+    assert fingerprint(decoder) != before

@@ -90,19 +90,27 @@ def test_tokens_see_what_the_rule_says(drawn, attend, past, length, copies):
         return
     view = a_view(batch, attend)
     view.move(past, length, copies * len(rows))
+    showing = [row for row in range(len(rows)) if rows[row]]
+    first = view.first
+    assert first == next((t for t in range(length) if (index[:, min(past + t, index.shape[1] - 1)] >= 0).any()), length)
+
+    def unfolded(told):
+        return told.reshape(len(showing), copies, length - first, *told.shape[2:])
+
+    sees, mask = (None if told is None or view.blind else unfolded(told) for told in (view.sees, view.mask))
     sees_any = False
     for row in range(len(rows)):
         for t in range(length):
             latest = int(index[row, min(past + t, index.shape[1] - 1)])
             sees_any |= latest >= 0
-            for copy in range(copies if not view.blind else 0):
-                at = row * copies + copy
-                assert (view.sees is None or bool(view.sees[at, t])) == (latest >= 0)
+            for copy in range(copies if row in showing and t >= first else 0):
+                at = showing.index(row), copy, t - first
+                assert (sees is None or bool(sees[at])) == (latest >= 0)
                 if latest < 0:
-                    assert view.mask is None or view.mask[at, t].any(), "an empty row of a softmax is NaN"
+                    assert mask is None or mask[at].any(), "an empty row of a softmax is NaN"
                     continue
                 for owner, masked in zip(
-                    batch["media_owner"][row], [True] * 99 if view.mask is None else view.mask[at, t], strict=False
+                    batch["media_owner"][row], [True] * 99 if mask is None else mask[at], strict=False
                 ):
                     wanted = owner == latest if attend == "latest" else 0 <= owner <= latest
                     assert bool(masked) == bool(wanted)
@@ -125,16 +133,39 @@ def test_looking_leaves_blind_tokens_alone_and_is_finite(drawn, copies):
     assert blind.all() or not torch.equal(out[~blind], hidden[~blind])
 
 
-def test_keys_and_values_are_computed_once_and_copied_for_beams():
-    batch = collate([features(0, (3, 2)), features(1, (1, 1))], [[0], [1, 0]], torch.zeros(2, 4).long())
-    view = a_view(batch, "latest")
+@given(batches(), st.integers(1, 3), st.sampled_from(["latest", "all"]))
+def test_rows_and_their_copies_see_what_each_sees_alone(drawn, copies, attend):
+    images, rows, index = drawn
+    batch = collate(images, rows, index)
+    if not batch:
+        return
+    view, length = a_view(batch, attend), index.shape[1]
+    hidden = torch.randn(copies * len(rows), length, 8)
+    view.move(0, length, len(hidden))
+    together = view.look(0, hidden)
+    for number, row in enumerate(rows):
+        for one in range(number * copies, (number + 1) * copies):
+            alone = hidden[one : one + 1]
+            if row:
+                own = a_view(collate(images, [row], index[number : number + 1]), attend, view.adapter)
+                own.move(0, length, 1)
+                alone = own.look(0, alone)
+            torch.testing.assert_close(together[one : one + 1], alone)
+
+
+def test_keys_and_values_are_computed_once_and_not_copied():
+    """Neither for beams nor for rows that show the same."""
+    images, index = [features(0, (3, 2)), features(1, (1, 1))], torch.zeros(2, 4).long()
+    view = a_view(collate(images, [[0], [1, 0]], index), "latest")
     calls = []
     view.adapter.blocks[0].k.register_forward_hook(lambda *_: calls.append(0))
-    k, v = view.keys_values(0, 3)
-    assert view.keys_values(0, 3)[0] is k
+    for copies in (1, 3):
+        view.move(0, 4, 2 * copies)
+        view.look(0, torch.randn(2 * copies, 4, 8))
+    k, v = view.keys_values(0)
     assert len(calls) == 1
-    assert k.shape == v.shape == (6, 1, 7, 4)
-    assert torch.equal(k[0], k[2]) and torch.equal(k[3], k[5]) and not torch.equal(k[0], k[3])
+    assert k.shape == v.shape == (2, 1, 7, 4)
+    assert a_view(collate(images, [[0, 1]] * 2, index), "latest").keys_values(0)[0].shape == (1, 1, 7, 4)
 
 
 @pytest.mark.parametrize("rows", [[], [[]], [[], []]])
@@ -142,16 +173,17 @@ def test_a_batch_without_images_has_no_media(rows):
     assert collate([], rows, torch.zeros(len(rows), 2).long()) == {}
 
 
-def a_view(batch, attend):
+def a_view(batch, attend, adapter=None):
     config = AdapterConfig(
         layers=[0], hidden=8, heads=2, kv_heads=1, head_dim=4, media_dim=6, channels=list(CHANNELS), ff_factor=1.0
     )
-    adapter = Adapter(config)
-    with torch.no_grad():
-        for module in adapter.blocks[0].modules():
-            if isinstance(module, torch.nn.Linear):
-                module.weight.normal_()
-        adapter.blocks[0].attention_gate.fill_(0.7)
-        adapter.blocks[0].ff_gate.fill_(0.7)
+    if adapter is None:
+        adapter = Adapter(config)
+        with torch.no_grad():
+            for module in adapter.blocks[0].modules():
+                if isinstance(module, torch.nn.Linear):
+                    module.weight.normal_()
+            adapter.blocks[0].attention_gate.fill_(0.7)
+            adapter.blocks[0].ff_gate.fill_(0.7)
     media = adapter.media(batch["media_values"], batch["media_places"])
     return View(adapter, media.detach(), batch, attend, torch.float32)

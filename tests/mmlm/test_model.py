@@ -2,7 +2,6 @@
 
 import copy
 import hashlib
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
@@ -12,9 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.models import save_for_hf
-from transformers import MaxLengthCriteria
 
-from mmlm.model import NEW_TOKENS, MultimodalLM
+from mmlm.model import MultimodalLM
 from vision.encoder import VisionEncoder
 from vision.images import ImageError
 
@@ -174,146 +172,6 @@ def test_blind_rows_teach_the_adapter_nothing(shared, picture):
 def test_eval_mode_comes_back(tiny_model):
     assert not tiny_model.train().eval().training
     assert not tiny_model.adapter.training
-
-
-# -- 4: cached = uncached ---------------------------------------------------------------------------------------------
-
-PROMPTS = {
-    "one": ([0], "<image>What is it?"),
-    "late": ([1], "What is in this: <image>"),
-    "interleaved": ([2, 3, 4], "First <image>, then <image> and <image>: which?"),
-    "none": ([], "Nothing to see"),
-}
-
-
-@pytest.mark.parametrize("attend", ["latest", "all"])
-@pytest.mark.parametrize("case", PROMPTS)
-def test_greedy_generation_is_teacher_forcing_without_a_cache(case, attend, make_model, open_gates, picture):
-    model = open_gates(make_model(attend=attend))
-    seeds, text = PROMPTS[case]
-    batch = model.processor([[picture(seed) for seed in seeds]], [text])
-    tokens = model.generate_tokens(batch, **GREEDY)
-    whole = torch.cat([batch["input_ids"], tokens], 1)
-    forced = logits(model, {"input_ids": whole, "use_cache": False, **media_of(batch)})
-    start = batch["input_ids"].shape[1]
-    assert torch.equal(forced[0, start - 1 : -1].argmax(-1), tokens[0])
-
-
-def test_cached_logits_are_the_uncached_ones(shared, picture):
-    batch = shared.processor([picture(1), picture(2)], ["What?", "And what is this one<image>, please?"])
-    start = batch["input_ids"].shape[1]
-    media = dict(batch)
-    with torch.no_grad(), shared.looking(media):
-        out = shared.decoder.generate(
-            **media, **GREEDY, min_new_tokens=10, return_dict_in_generate=True, output_logits=True
-        )
-    mask = torch.nn.functional.pad(batch["attention_mask"], (0, 10), value=1)
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    forced = logits(
-        shared,
-        {"input_ids": out.sequences, "attention_mask": mask, "position_ids": positions, **media_of(batch)},
-    )
-    torch.testing.assert_close(torch.stack(out.logits, 1), forced[:, start - 1 : -1], atol=2e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize(
-    "how",
-    [{}, {"num_beams": 3}, {"num_beams": 2, "num_return_sequences": 2}, {"prompt_lookup_num_tokens": 3}],
-    ids=["greedy", "beams", "returned beams", "prompt lookup"],
-)
-def test_media_keys_and_values_are_computed_once(how, shared, picture):
-    calls = []
-    handles = [
-        block.k.register_forward_hook(lambda *_, i=i: calls.append(i)) for i, block in enumerate(shared.adapter.blocks)
-    ]
-    shared.generate(picture(1), "What is it?", **GREEDY, **how)
-    for handle in handles:
-        handle.remove()
-    assert sorted(calls) == [0, 1, 2]
-
-
-@pytest.mark.parametrize(
-    "how",
-    [
-        {"num_beams": 3},
-        {"num_beams": 3, "num_return_sequences": 3},
-        {"cache_implementation": "static"},
-        {"do_sample": True, "num_return_sequences": 3},
-    ],
-    ids=["beams", "returned beams", "static cache", "samples"],
-)
-def test_ways_of_generating_agree_with_no_cache(how, shared, picture):
-    images = [[picture(1)], [], [picture(2), picture(3)]]
-    batch = shared.processor(images, ["<image>What is it?", "Blind", "One <image> two <image> which?"])
-    kwargs = GREEDY | how
-    torch.manual_seed(1)
-    cached = shared.generate_tokens(batch, **kwargs)
-    kwargs.pop("cache_implementation", None)
-    torch.manual_seed(1)
-    assert torch.equal(cached, shared.generate_tokens(batch, **kwargs, use_cache=False))
-    assert len(cached) == 3 * how.get("num_return_sequences", 1)
-
-
-@pytest.mark.parametrize("how", ["prompt lookup", "assistant"])
-def test_assisted_decoding_agrees_with_the_plain_loop(how, shared, tiny_decoder, picture):
-    kwargs = {"prompt_lookup_num_tokens": 3} if how == "prompt lookup" else {"assistant_model": tiny_decoder()}
-    for seed in range(3):
-        text = "say abc abc abc abc <image> abc abc"
-        plain = shared.generate_tokens(shared.processor(picture(seed), text), **GREEDY | {"max_new_tokens": 20})
-        helped = shared.generate_tokens(
-            shared.processor(picture(seed), text), **GREEDY | {"max_new_tokens": 20}, **kwargs
-        )
-        assert torch.equal(plain, helped)
-
-
-@pytest.mark.parametrize("how", [{}, {"num_beams": 3}], ids=["greedy", "beams"])
-def test_a_batch_says_what_each_prompt_says_alone(how, shared, picture):
-    rows = [
-        ([picture(1)], "<image>What is it?"),
-        ([], "This row is blind, and much longer than the other rows are"),
-        ([picture(2, (700, 300)), picture(3)], "One <image> two <image> which?"),
-        ([picture(4)], "In the <image>"),
-    ]
-    alone = [shared.generate([images], [text], **GREEDY, **how)[0] for images, text in rows]
-    assert shared.generate([images for images, _ in rows], [text for _, text in rows], **GREEDY, **how) == alone
-    assert len(set(alone)) == len(alone)
-
-
-def test_streamed_text_is_generated_text(shared, picture):
-    for seed in range(3):
-        pieces = list(shared.stream(picture(seed), "What is it?", **GREEDY | {"max_new_tokens": 30}))
-        said = shared.generate(picture(seed), "What is it?", **GREEDY | {"max_new_tokens": 30})
-        assert "".join(pieces).strip() == said
-        assert all(pieces)
-
-
-def test_a_stream_that_nobody_reads_on_ends(tiny_model, picture):
-    passes = []
-    tiny_model.decoder.register_forward_hook(lambda *_: passes.append(1))
-    stream = tiny_model.stream(picture(1), "What is it?", do_sample=False, min_new_tokens=400, max_new_tokens=400)
-    before = set(threading.enumerate())
-    next(stream)
-    (worker,) = set(threading.enumerate()) - before
-    stream.close()
-    worker.join(timeout=20)
-    assert not worker.is_alive() and len(passes) < 400
-
-
-def test_a_stream_heeds_other_reasons_to_stop(shared, picture):
-    stop = MaxLengthCriteria(shared.processor(picture(1), "What is it?")["input_ids"].shape[1] + 4)
-    said = "".join(shared.stream(picture(1), "What is it?", **GREEDY, stopping_criteria=[stop]))
-    assert said.strip() == shared.generate(picture(1), "What is it?", do_sample=False, max_new_tokens=4)
-
-
-def test_a_stream_has_its_own_streamer(shared, picture):
-    with pytest.raises(ValueError, match="streamer= is for generate"):
-        list(shared.stream(picture(1), "What?", streamer=object()))
-
-
-def test_generating_twice_from_one_batch_sees_the_image_twice(shared, picture):
-    batch = dict(shared.processor(picture(1), "What is it?"))
-    assert torch.equal(shared.generate_tokens(batch, **GREEDY), shared.generate_tokens(batch, **GREEDY))
-    assert "pixel_values" in batch
 
 
 # -- 5: only the adapter is saved -------------------------------------------------------------------------------------
@@ -527,13 +385,6 @@ def test_generate_gives_a_string_for_a_prompt_and_a_list_for_a_list(shared, pict
     assert shared.generate(None, "text alone", **short) == shared.generate([], "text alone", **short)
 
 
-def test_answers_end_by_themselves_or_after_64_tokens(shared, picture):
-    batch = shared.processor(picture(1), "What?")
-    assert shared.generate_tokens(batch, do_sample=False, min_new_tokens=64).shape == (1, NEW_TOKENS)
-    start = batch["input_ids"].shape[1]
-    assert shared.generate_tokens(batch, do_sample=False, max_length=start + 5).shape[1] <= 5
-
-
 def test_ask_and_caption_need_an_image(shared):
     for call in (shared.caption, lambda image: shared.ask(image, "What?")):
         with pytest.raises(ValueError, match="None"):
@@ -577,11 +428,6 @@ def test_a_bad_image_is_named(content, shared, tmp_path):
     for call in (shared.caption, lambda image: list(shared.stream(image, "What?"))):
         with pytest.raises(ImageError, match=r"cat\.jpg"):
             call(path)
-
-
-def test_what_fails_while_streaming_is_raised_to_the_reader(shared, picture):
-    with pytest.raises(ValueError, match="num_beams"):
-        list(shared.stream(picture(1), "What?", num_beams=2))
 
 
 @pytest.mark.parametrize(
