@@ -62,7 +62,8 @@ def record(model: MultimodalLM, batch: dict[str, Any], where: Tensor) -> list[Te
     states: list[Tensor] = []
 
     def block(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        states.append((args[0] if args else kwargs["hidden_states"])[where].float())
+        hidden = (args[0] if args else kwargs["hidden_states"])[where].float()
+        states.append(hidden.reshape(-1, model.config.hidden))  # of each residual stream, where there are several
 
     def output(_: nn.Module, args: tuple[Tensor]) -> None:
         states.append(args[0].flatten(0, 1).float())

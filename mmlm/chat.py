@@ -13,6 +13,7 @@ from transformers.cache_utils import DynamicLayer
 
 from mmlm.media import View, collate
 from mmlm.processor import Message
+from mmlm.splice import tokens_seen
 from vision.images import Source
 from vision.encoder import Features
 
@@ -90,10 +91,11 @@ class Chat:
         with self.model.splice.looking(view):
             out = self.model.continued({**batch, **past, **kwargs, "return_dict_in_generate": True})
         tokens: list[int] = out.sequences[0].tolist()
-        if kwargs.get("num_beams", 1) == 1 and out.past_key_values is not None:
+        count = tokens_seen(out.past_key_values)
+        if kwargs.get("num_beams", 1) == 1 and count:  # else the next answer starts anew, and all the same is right
             last = prompt[-1][1]
             whole = prompt + [(token, last) for token in tokens[len(prompt) :]]
-            self.cache, self.seen = out.past_key_values, whole[: out.past_key_values.get_seq_length()]
+            self.cache, self.seen = out.past_key_values, whole[:count]
         return tokens[len(prompt) :]
 
 

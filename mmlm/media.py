@@ -109,12 +109,18 @@ class View:
         self.sees: Tensor | None = None
         self.mask: Tensor | None = None
         self.blind = True
+        self.moved = 0  # tokens until now
 
-    def move(self, past: int, length: int, rows: int) -> None:
+    def move(self, past: int | None, length: int, rows: int) -> None:
         """Makes ready for the tokens past .. past + length of `rows` rows, a multiple of ours (beams, samples).
 
         A token beyond the prompt sees what the prompt's last token sees.
+
+        Args:
+            past: None: those that the view was moved over until now, where the decoder's cache cannot tell.
         """
+        past = self.moved if past is None else past
+        self.moved = past + length
         columns = torch.arange(past, past + length, device=self.index.device).clamp(max=self.index.shape[1] - 1)
         index = self.index[:, columns]  # [R, T]
         sees = index >= 0
@@ -129,14 +135,20 @@ class View:
         self.mask = None if bool(mask.all()) else mask.repeat_interleave(copies, 0)
 
     def look(self, block: int, hidden: Tensor) -> Tensor:
-        """Hidden states [rows, T, D] before a decoder layer -> the same after gated block number `block`."""
+        """Hidden states [rows, T, D] before a decoder layer -> the same after gated block number `block`.
+
+        Where a token has n residual streams (hyper-connections: [rows, T, n, D] or [rows, T, n * D]), each of them looks.
+        """
         if self.blind:
             return hidden
+        gated = self.adapter.blocks[block]
+        x = hidden.reshape(len(hidden), -1, gated.q.in_features)  # [rows, T * n, D]
+        streams = x.shape[1] // hidden.shape[1]
+        mask, sees = (t if t is None or streams == 1 else t.repeat_interleave(streams, 1) for t in (self.mask, self.sees))
         with casting(hidden.device, self.dtype):
-            k, v = self.keys_values(block, hidden.shape[0] // len(self.index))
-            gated = self.adapter.blocks[block]
+            k, v = self.keys_values(block, len(hidden) // len(self.index))
             run = partial(again, gated) if self.recompute else gated
-            return run(hidden, k, v, self.mask, self.sees)
+            return run(x, k, v, mask, sees).view(hidden.shape)
 
     def keys_values(self, block: int, copies: int) -> tuple[Tensor, Tensor]:
         """Keys and values [rows, K, S, d] of the block, each row `copies` times."""
@@ -150,7 +162,7 @@ class View:
     def at(self, index: Tensor) -> "View":
         """The same media, their keys and values shared, seen by the tokens of another text: `media_index` [R, T]."""
         other = copy(self)
-        other.index = index
+        other.index, other.moved = index, 0
         return other
 
     def joined(self, new: "View", before: int) -> "View":

@@ -10,8 +10,12 @@ from contextvars import ContextVar
 from typing import Any
 
 from torch import nn
+from transformers.cache_utils import Cache, CacheLayerMixin
 
 from mmlm.media import View
+
+# How decoders call what they keep of the tokens before: most of them, Mamba, RWKV, XLNet, Reformer.
+CACHES = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")
 
 # What each splice looks at in this thread. Threads of one server share a model, and must not see each other's images.
 _VIEWS: ContextVar[Mapping[int, View]] = ContextVar("mmlm_views")
@@ -58,8 +62,8 @@ class _Start:
         if view := self.splice.view:
             tokens = args[0] if args else kwargs.get("input_ids")
             tokens = kwargs["inputs_embeds"] if tokens is None else tokens
-            cache = kwargs.get("past_key_values")
-            view.move(0 if cache is None else int(cache.get_seq_length()), tokens.shape[1], tokens.shape[0])
+            cache = next((kwargs[name] for name in CACHES if kwargs.get(name) is not None), None)
+            view.move(tokens_seen(cache), tokens.shape[1], tokens.shape[0])
 
 
 class _Look:
@@ -75,3 +79,13 @@ class _Look:
         if args:
             return (view.look(self.block, args[0]), *args[1:]), kwargs
         return args, kwargs | {"hidden_states": view.look(self.block, kwargs["hidden_states"])}
+
+
+def tokens_seen(cache: Any) -> int | None:
+    """How many tokens a decoder's cache has seen; None: some, and it cannot tell how many (recurrent states alone)."""
+    if cache is None:
+        return 0
+    layers = getattr(cache, "layers", [])
+    if isinstance(cache, Cache) and layers and not any(isinstance(layer, CacheLayerMixin) for layer in layers):
+        return None if cache.has_previous_state() else 0
+    return int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else None
