@@ -110,6 +110,7 @@ class View:
         self.mask: Tensor | None = None
         self.blind = True
         self.moved = 0  # tokens until now
+        self.shape = (0, 0)  # rows and tokens now
 
     def move(self, past: int | None, length: int, rows: int) -> None:
         """Makes ready for the tokens past .. past + length of `rows` rows, a multiple of ours (beams, samples).
@@ -120,7 +121,7 @@ class View:
             past: None: those that the view was moved over until now, where the decoder's cache cannot tell.
         """
         past = self.moved if past is None else past
-        self.moved = past + length
+        self.moved, self.shape = past + length, (rows, length)
         columns = torch.arange(past, past + length, device=self.index.device).clamp(max=self.index.shape[1] - 1)
         index = self.index[:, columns]  # [R, T]
         sees = index >= 0
@@ -138,9 +139,16 @@ class View:
         """Hidden states [rows, T, D] before a decoder layer -> the same after gated block number `block`.
 
         Where a token has n residual streams (hyper-connections: [rows, T, n, D] or [rows, T, n * D]), each of them looks.
+
+        ValueError for a decoder that orders them otherwise.
         """
         if self.blind:
             return hidden
+        if hidden.shape[:2] != self.shape:
+            raise ValueError(
+                f"{self.shape[0]} rows of {self.shape[1]} tokens are {list(hidden.shape)} in this decoder's layers: a gated "
+                "block takes [rows, tokens, width]; choose another decoder"
+            )
         gated = self.adapter.blocks[block]
         x = hidden.reshape(len(hidden), -1, gated.q.in_features)  # [rows, T * n, D]
         streams = x.shape[1] // hidden.shape[1]

@@ -25,6 +25,9 @@ class Splice:
     """Attaches to the decoder's `layers` numbered `at` the gated blocks of whatever view is looked at."""
 
     def __init__(self, decoder: nn.Module, layers: nn.ModuleList, at: list[int]) -> None:
+        text = decoder.config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
+        self.streams_first = hasattr(text, "altup_num_inputs")
+        """Gemma 3n's residual streams lie along the first side of its hidden states [n, rows, T, D]."""
         self.handles = [decoder.register_forward_pre_hook(_Start(self), with_kwargs=True)]
         for block, layer in enumerate(at):
             self.handles.append(layers[layer].register_forward_pre_hook(_Look(self, block), with_kwargs=True))
@@ -76,9 +79,12 @@ class _Look:
         view = self.splice.view
         if view is None:
             return None
-        if args:
-            return (view.look(self.block, args[0]), *args[1:]), kwargs
-        return args, kwargs | {"hidden_states": view.look(self.block, kwargs["hidden_states"])}
+        hidden = args[0] if args else kwargs["hidden_states"]
+        if self.splice.streams_first:
+            hidden = view.look(self.block, hidden.movedim(0, 2)).movedim(2, 0)
+        else:
+            hidden = view.look(self.block, hidden)
+        return ((hidden, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": hidden})
 
 
 def tokens_seen(cache: Any) -> int | None:

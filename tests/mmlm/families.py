@@ -47,6 +47,7 @@ SIZES: dict[str, Any] = {
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
+    "forced_eos_token_id": None,
     "is_decoder": True,
     "causal": True,
     "initializer_range": 0.2,  # wide, so that tokens attend to each other and the logits are far apart
@@ -205,10 +206,19 @@ CORE = (
 # Families that cannot be built in our sizes or cannot be given eyes: what the error says, and why.
 ASSISTANT = "drafts for a larger Gemma 4 from that one's hidden states: no decoder by itself"
 WIDE = "keeps a size of its own that has no common name: too large here"
+SOUND = "its tokens are sound, four at a time"
 CANNOT: dict[str, tuple[str, str]] = {
     "BltForCausalLM": ("parameters in our sizes", WIDE),
     "Gemma4AssistantForCausalLM": ("hidden_size_per_layer_input must be 0", ASSISTANT),
+    "Gemma4UnifiedAssistantForCausalLM": ("layer types producing a cache", ASSISTANT),
+    "CpmAntForCausalLM": ("gated block takes", "its layers see 32 tokens of a prompt of its own before the text"),
     "HrmTextForCausalLM": ("has no list of", "its layers are run several times over, in two lists"),
+    "MusicgenForCausalLM": ("shape '.*' is invalid", SOUND),
+    "MusicgenMelodyForCausalLM": ("shape '.*' is invalid", SOUND),
+    "ProphetNetForCausalLM": ("gated block takes", "its layers see a text three times over, one behind the other"),
+    "ReformerModelWithLMHead": ("does not require grad", "reversible: its own backward knows nothing of what is between"),
+    "XLMWithLMHeadModel": ("has no list of", "keeps its layers in pieces: all attentions in one list, all norms in another"),
+    "XLNetLMHeadModel": ("gated block takes", "its hidden states have the text along their first side"),
     "XmodForCausalLM": ("Input language unknown", "asks for a language before it says anything"),
 }
 
