@@ -152,7 +152,9 @@ class View:
         gated = self.adapter.blocks[block]
         x = hidden.reshape(len(hidden), -1, gated.q.in_features)  # [rows, T * n, D]
         streams = x.shape[1] // hidden.shape[1]
-        mask, sees = (t if t is None or streams == 1 else t.repeat_interleave(streams, 1) for t in (self.mask, self.sees))
+        mask, sees = (
+            t if t is None or streams == 1 else t.repeat_interleave(streams, 1) for t in (self.mask, self.sees)
+        )
         with casting(hidden.device, self.dtype):
             k, v = self.keys_values(block, len(hidden) // len(self.index))
             run = partial(again, gated) if self.recompute else gated
