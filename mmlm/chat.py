@@ -14,8 +14,8 @@ from transformers.cache_utils import DynamicLayer
 from mmlm.media import View, collate
 from mmlm.processor import Message
 from mmlm.splice import tokens_seen
-from vision.images import Source
 from vision.encoder import Features
+from vision.images import Source
 
 if TYPE_CHECKING:
     from mmlm.model import MultimodalLM
@@ -57,7 +57,7 @@ class Chat:
         marked = self.model.processor.read(messages, len(self.features) + len(shown))
         view = self.look(shown, torch.tensor([marked.index]))
         tokens = self.reply(list(zip(marked.ids, marked.index, strict=True)), view, kwargs)
-        answer = self.model.processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+        answer = str(self.model.processor.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
         self.features += shown
         self.waiting, self.view = [], view
         self.messages = [*messages, {"role": "assistant", "content": answer}]

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, 
 from mmlm.experts import use_padded_experts
 
 SAMPLES = 1024  # values of each tensor that go into a fingerprint
-# As configs name how many layers a decoder has. Where there is an encoder, too, num_hidden_layers is of that; where a
-# layer has halves (LongCat), of those.
+# As configs name how many layers a decoder has: where there is an encoder, too, num_hidden_layers is of that; where
+# layers have halves (LongCat), of those.
 LAYERS = ("decoder_layers", "num_decoder_layers", "num_hidden_layers", "num_layers")
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")  # as configs name how many
 PICKED = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts", "moe_top_k")
@@ -70,8 +70,9 @@ def find_layers(decoder: nn.Module) -> nn.ModuleList:
             lists = [part for part in module.children() if isinstance(part, nn.ModuleList) and len(part) == count]
             if len(lists) == 1:
                 return lists[0]
+    many = " or ".join(map(str, counts)) or "its"
     raise ValueError(
-        f"{type(decoder).__name__} has no list of {' or '.join(map(str, counts))} layers to put gated blocks in front of; "
+        f"{type(decoder).__name__} has no list of {many} layers to put gated blocks in front of; "
         "decoder= must be a causal language model of transformers"
     )
 

@@ -118,7 +118,7 @@ class View:
         A token beyond the prompt sees what the prompt's last token sees.
 
         Args:
-            past: None: those that the view was moved over until now, where the decoder's cache cannot tell.
+            past: tokens before, as the decoder's cache tells; None: it cannot, and those moved over until now count.
         """
         past = self.moved if past is None else past
         self.moved, self.shape = past + length, (rows, length)
@@ -138,7 +138,7 @@ class View:
     def look(self, block: int, hidden: Tensor) -> Tensor:
         """Hidden states [rows, T, D] before a decoder layer -> the same after gated block number `block`.
 
-        Where a token has n residual streams (hyper-connections: [rows, T, n, D] or [rows, T, n * D]), each of them looks.
+        Of n residual streams of a token (hyper-connections), [rows, T, n, D] or [rows, T, n * D], each looks.
 
         ValueError for a decoder that orders them otherwise.
         """
@@ -146,15 +146,15 @@ class View:
             return hidden
         if hidden.shape[:2] != self.shape:
             raise ValueError(
-                f"{self.shape[0]} rows of {self.shape[1]} tokens are {list(hidden.shape)} in this decoder's layers: a gated "
-                "block takes [rows, tokens, width]; choose another decoder"
+                f"{self.shape[0]} rows of {self.shape[1]} tokens are {list(hidden.shape)} in this decoder's layers: a "
+                "gated block takes [rows, tokens, width]; choose another decoder"
             )
         gated = self.adapter.blocks[block]
         x = hidden.reshape(len(hidden), -1, gated.q.in_features)  # [rows, T * n, D]
         streams = x.shape[1] // hidden.shape[1]
-        mask, sees = (
-            t if t is None or streams == 1 else t.repeat_interleave(streams, 1) for t in (self.mask, self.sees)
-        )
+        mask, sees = self.mask, self.sees
+        if streams > 1:
+            mask, sees = (t if t is None else t.repeat_interleave(streams, 1) for t in (mask, sees))
         with casting(hidden.device, self.dtype):
             k, v = self.keys_values(block, len(hidden) // len(self.index))
             run = partial(again, gated) if self.recompute else gated

@@ -36,7 +36,7 @@ class Recompute:
         if not self.on:
             self.before = [vars(layer).get("forward") for layer in self.layers]  # a hook of accelerate's, if any
             for layer in self.layers:
-                layer.forward = Again(layer.forward)  # type: ignore[method-assign]
+                layer.forward = Again(layer.forward)
 
     def disable(self) -> None:
         """The layers' forward is again what it was."""
@@ -44,7 +44,7 @@ class Recompute:
             if forward is None:
                 del layer.forward
             else:
-                layer.forward = forward  # type: ignore[method-assign]
+                layer.forward = forward
         self.before = []
 
 

@@ -74,7 +74,7 @@ def pytest_terminal_summary(terminalreporter, config):
     say(f"\n{len(CANNOT)} families cannot be built small, or cannot be given eyes:")
     for name, (_, reason) in sorted(CANNOT.items()):
         say(f"  {name}: {reason}")
-    if path := config.getoption("--families"):
+    if path := config.getoption("--families", None):
         if all(len(results[name]) == len(CHECKS) for name in kinds if name not in CANNOT):
             Path(path).write_text(table(results), encoding="utf-8")
         else:
@@ -93,9 +93,8 @@ def table(results):
     lines = [
         "# Decoders",
         "",
-        f"Every causal decoder of transformers {version('transformers')}, small and random, was given eyes and checked. "
-        "`make families` does it again and",
-        "writes this file.",
+        f"Every causal decoder of transformers {version('transformers')}, small and random, given eyes and checked:",
+        "`make families` does it again, and writes this file.",
         "",
     ]
     sections = []
@@ -104,8 +103,8 @@ def table(results):
         whole = [name for name in names if holds(results[name])]
         clean = [name for name in whole if set(results[name].values()) == {PASSED}]
         lines.append(
-            f"* {len(names)} families of {title}: {len(clean)} pass every check, {len(whole) - len(clean)} all that their "
-            f"decoder passes without eyes, {len(names) - len(whole)} not all."
+            f"* {len(names)} families of {title}: {len(clean)} pass every check, {len(whole) - len(clean)} all that "
+            f"their decoder passes without eyes, {len(names) - len(whole)} not all."
         )
         sections += ["", f"## {title[0].upper()}{title[1:]}", ""]
         sections += [f"| family | model types | {' | '.join(CHECKS.values())} |", "|---" * (len(CHECKS) + 2) + "|"]
