@@ -14,8 +14,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from mmlm.media import View
 
-# How decoders call what they keep of the tokens before: most of them, Mamba, RWKV, XLNet, Reformer.
-CACHES = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")
+CACHES = ("past_key_values", "cache_params", "state")  # of most decoders, of Mamba, of RWKV
 
 # What each splice looks at in this thread. Threads of one server share a model, and must not see each other's images.
 _VIEWS: ContextVar[Mapping[int, View]] = ContextVar("mmlm_views")

@@ -4,6 +4,7 @@ Found by walking transformers' own mapping, so that a new family is tested the d
 class: several model types may share one.
 """
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -182,6 +183,7 @@ def small(kind: str, seed: int = 0) -> PreTrainedModel:
         return family_of(kind)._from_config(config).eval()
 
 
+@cache
 def is_moe(kind: str) -> bool:
     """Is it a Mixture of Experts, by its config?"""
     try:
