@@ -2,6 +2,7 @@
 # make quickstart   fetch, fine-tune, evaluate, show (ARGS="..." goes to `mmlm quickstart`)
 # make test         the fast tests (ARGS="..." goes to pytest)
 # make test-slow    the slow ones;  make test-all: both
+# make families     every decoder of the installed transformers, the slow ones too; writes docs/decoders.md
 # make check        format, lint, types; not the tests, which .ci/run would then run twice
 # make clean        removes what make made here, .venv too; runs/ and the cache folder stay
 
@@ -12,7 +13,7 @@ INSTALLED := .venv/.installed
 # Waiting OpenMP threads spin; where another process wants the core, that makes torch 5 to 15 times slower.
 export GOMP_SPINCOUNT = 0
 
-.PHONY: setup quickstart test test-slow test-all check clean
+.PHONY: setup quickstart test test-slow test-all families check clean
 
 setup: $(INSTALLED)
 
@@ -32,6 +33,9 @@ test-slow: setup
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 test-all: test test-slow
+
+families: setup
+	$(BIN)/python -m pytest tests/mmlm/test_families.py --families docs/decoders.md $(ARGS)
 
 check: setup
 	$(BIN)/ruff format --check .

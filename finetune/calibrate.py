@@ -62,7 +62,9 @@ def record(model: MultimodalLM, batch: dict[str, Any], where: Tensor) -> list[Te
     states: list[Tensor] = []
 
     def block(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        states.append((args[0] if args else kwargs["hidden_states"])[where].float())
+        hidden = args[0] if args else kwargs["hidden_states"]
+        hidden = hidden.movedim(0, 2) if model.splice.streams_first else hidden
+        states.append(hidden[where].float().reshape(-1, model.config.hidden))  # each of several residual streams
 
     def output(_: nn.Module, args: tuple[Tensor]) -> None:
         states.append(args[0].flatten(0, 1).float())

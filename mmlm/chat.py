@@ -15,6 +15,7 @@ from transformers.cache_utils import DynamicLayer
 
 from mmlm.media import View, collate, to_device
 from mmlm.processor import Message
+from mmlm.splice import tokens_seen
 from vision.images import Source
 
 
@@ -91,8 +92,9 @@ class Chat:
         batch |= {} if cache is None else {"past_key_values": cache}
         out = self.model.continued({**batch, **kwargs, **told})
         tokens: list[int] = out.sequences[0, len(prompt) :].tolist()
-        self.cache = out.past_key_values
-        self.seen = [*prompt, *((token, prompt[-1][1]) for token in tokens)][: self.cache.get_seq_length()]
+        if count := tokens_seen(out.past_key_values):  # else the next answer starts anew, and all the same is right
+            self.cache = out.past_key_values
+            self.seen = [*prompt, *((token, prompt[-1][1]) for token in tokens)][: int(count)]
         return tokens
 
     def past(self, prompt: list[tuple[int, int]]) -> Any:

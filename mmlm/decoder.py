@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -15,6 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, 
 from mmlm.experts import use_padded_experts
 
 SAMPLES = 1024  # values of each tensor that go into a fingerprint
+# As configs name how many layers a decoder has: where there is an encoder, too, num_hidden_layers is of that; where
+# layers have halves (LongCat), of those.
+LAYERS = ("decoder_layers", "num_decoder_layers", "num_hidden_layers", "num_layers")
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")  # as configs name how many
 PICKED = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts", "moe_top_k")
 SHARED = ("trust_remote_code", "token", "cache_dir", "local_files_only", "subfolder")  # by decoder and tokenizer
@@ -75,19 +79,23 @@ def home(decoder: nn.Module) -> torch.device:
 def find_layers(decoder: nn.Module) -> nn.ModuleList:
     """The list of the decoder's layers: the outermost ModuleList as long as its config says.
 
-    ValueError for a module that is no transformers decoder.
+    ValueError for a module that is no transformers decoder, or keeps its layers in pieces: a list of all attentions,
+    a list of all feed-forwards.
     """
     config = getattr(decoder, "config", None)
-    count = getattr(config, "num_hidden_layers", None)
-    counts = (count, getattr(config, "num_layers", None))  # LongCat counts the halves of its layers, too
-    lists = [module for module in decoder.modules() if isinstance(module, nn.ModuleList) and len(module)]
-    found = [module for wanted in counts for module in lists if len(module) == wanted]
-    if not found:
-        raise ValueError(
-            f"{type(decoder).__name__} has no list of {count} layers to put gated blocks in front of; "
-            "decoder= must be a causal language model of transformers"
-        )
-    return found[0]
+    config = config.get_text_config(decoder=True) if isinstance(config, PretrainedConfig) else None
+    counts = [count for name in LAYERS if (count := getattr(config, name, None))]
+    text = [decoder.get_decoder()] if isinstance(decoder, PreTrainedModel) else []  # of a model with other parts, too
+    for count in counts:
+        for module in chain.from_iterable(root.modules() for root in (*text, decoder)):
+            lists = [part for part in module.children() if isinstance(part, nn.ModuleList) and len(part) == count]
+            if len(lists) == 1:
+                return lists[0]
+    many = " or ".join(map(str, counts)) or "its"
+    raise ValueError(
+        f"{type(decoder).__name__} has no list of {many} layers to put gated blocks in front of; "
+        "decoder= must be a causal language model of transformers"
+    )
 
 
 def expert_counts(config: PretrainedConfig) -> tuple[int, int]:
@@ -95,7 +103,8 @@ def expert_counts(config: PretrainedConfig) -> tuple[int, int]:
     text = config.get_text_config(decoder=True)
 
     def first(names: tuple[str, ...]) -> int:
-        values = [getattr(text, name, None) for name in names]
+        holders = (text, getattr(text, "ffn_config", None))  # DBRX has one for its experts
+        values = [getattr(holder, name, None) for holder in holders for name in names]
         values = [max(value) if isinstance(value, list) else value for value in values]  # one for each layer
         return next((value for value in values if type(value) is int), 0)
 

@@ -124,12 +124,19 @@ class View:
         self.mask: Tensor | None = None
         self.first = 0
         self.blind = True
+        self.moved: int | Tensor = 0  # tokens until now
+        self.shape = (0, 0)  # rows and tokens now
 
-    def move(self, past: int | Tensor, length: int, rows: int) -> None:
+    def move(self, past: int | Tensor | None, length: int, rows: int) -> None:
         """Makes ready for the tokens past .. past + length of `rows` rows, a multiple of ours (beams, samples).
 
         A token beyond the prompt sees what the prompt's last token sees.
+
+        Args:
+            past: tokens before, as the decoder's cache tells; None: it cannot, and those moved over until now count.
         """
+        past = self.moved if past is None else past
+        self.moved, self.shape = past + length, (rows, length)
         device = self.index.device
         columns = torch.arange(length, device=device) + torch.as_tensor(past, device=device)  # static caches count so
         index = self.index[self.rows][:, columns.clamp(max=self.index.shape[1] - 1)]  # [rows that show any, T]
@@ -152,18 +159,30 @@ class View:
     def look(self, block: int, hidden: Tensor) -> Tensor:
         """Hidden states [rows, T, D] before a decoder layer -> the same after gated block number `block`.
 
-        The layers may lie on other devices than the adapter, which is whole: hidden states come and go.
+        Of n residual streams of a token (hyper-connections), [rows, T, n, D] or [rows, T, n * D], each looks. Layers may
+        lie on other devices than the adapter, which is whole: hidden states come and go.
+
+        ValueError for a decoder that orders them otherwise.
         """
         if self.blind:
             return hidden
+        if hidden.shape[:2] != self.shape:
+            raise ValueError(
+                f"{self.shape[0]} rows of {self.shape[1]} tokens are {list(hidden.shape)} in this decoder's layers: a "
+                "gated block takes [rows, tokens, width]; choose another decoder"
+            )
         whole = hidden.to(self.media.device).unflatten(0, (len(self.index), -1))  # [R, copies, T, D]
         part = self.rows, slice(None), slice(self.first, None)
         some = whole[part]
+        gated = self.adapter.blocks[block]
+        streams = hidden[0, 0].numel() // gated.q.in_features
+        mask, sees = self.mask, self.sees
+        if streams > 1:
+            mask, sees = (t if t is None else t.repeat_interleave(streams, 1) for t in (mask, sees))
         with casting(self.media.device, self.dtype):
             k, v = self.keys_values(block)
-            gated = self.adapter.blocks[block]
             run = partial(again, gated) if self.recompute else gated
-            seen = run(some.reshape(len(k), -1, some.shape[-1]), k, v, self.mask, self.sees).view(some.shape)
+            seen = run(some.reshape(len(k), -1, gated.q.in_features), k, v, mask, sees).view(some.shape)
         if some.shape != whole.shape:
             whole = whole.clone()
             whole[part] = seen
@@ -181,7 +200,7 @@ class View:
     def at(self, index: Tensor) -> "View":
         """The same media, their keys and values shared, seen by the tokens of another text: `media_index` [R, T]."""
         other = copy(self)
-        other.index = index
+        other.index, other.moved = index, 0
         return other
 
     def joined(self, new: "View", before: int) -> "View":

@@ -9,9 +9,12 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, CacheLayerMixin
 
 from mmlm.media import View
+
+CACHES = ("past_key_values", "cache_params", "state")  # of most decoders, of Mamba, of RWKV
 
 # What each splice looks at in this thread. Threads of one server share a model, and must not see each other's images.
 _VIEWS: ContextVar[Mapping[int, View] | None] = ContextVar("mmlm_views", default=None)
@@ -21,6 +24,9 @@ class Splice:
     """Attaches to the decoder's `layers` numbered `at` the gated blocks of whatever view is looked at."""
 
     def __init__(self, decoder: nn.Module, layers: nn.ModuleList, at: list[int]) -> None:
+        text = decoder.config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
+        self.streams_first = hasattr(text, "altup_num_inputs")
+        """Gemma 3n's residual streams lie along the first side of its hidden states [n, rows, T, D]."""
         self.start = _Start(self)
         self.handles = [decoder.register_forward_pre_hook(self.start, with_kwargs=True)]
         for block, layer in enumerate(at):
@@ -59,8 +65,8 @@ class _Start:
         if view := self.splice.view:
             tokens = args[0] if args else kwargs.get("input_ids")
             tokens = kwargs["inputs_embeds"] if tokens is None else tokens
-            cache = kwargs.get("past_key_values")
-            view.move(0 if cache is None else cache.get_seq_length(), tokens.shape[1], tokens.shape[0])
+            cache = next((kwargs[name] for name in CACHES if kwargs.get(name) is not None), None)
+            view.move(tokens_seen(cache), tokens.shape[1], tokens.shape[0])
 
 
 class _Look:
@@ -73,6 +79,19 @@ class _Look:
         view = self.splice.view
         if view is None:
             return None
-        if args:
-            return (view.look(self.block, args[0]), *args[1:]), kwargs
-        return args, kwargs | {"hidden_states": view.look(self.block, kwargs["hidden_states"])}
+        hidden = args[0] if args else kwargs["hidden_states"]
+        if self.splice.streams_first:
+            hidden = view.look(self.block, hidden.movedim(0, 2)).movedim(2, 0)
+        else:
+            hidden = view.look(self.block, hidden)
+        return ((hidden, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": hidden})
+
+
+def tokens_seen(cache: Any) -> int | Tensor | None:
+    """How many tokens a decoder's cache has seen; None: some, and it cannot tell how many (recurrent states alone)."""
+    if cache is None:
+        return 0
+    layers = getattr(cache, "layers", [])
+    if isinstance(cache, Cache) and layers and not any(isinstance(layer, CacheLayerMixin) for layer in layers):
+        return None if cache.has_previous_state() else 0
+    return cache.get_seq_length() if hasattr(cache, "get_seq_length") else None

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from families import small
 
 from finetune.batches import IGNORED, Batches
 from finetune.calibrate import calibrate, record
@@ -62,6 +63,21 @@ def test_a_calibrated_model_is_born_exact(tiny_model, batches):
     blind = {name: value for name, value in batch.items() if not name.startswith("media")}
     calibrate(tiny_model, [fresh(batches[0])])
     assert tiny_model(**fresh(batch)).logits.equal(tiny_model(**fresh(blind)).logits)
+
+
+@pytest.mark.parametrize("kind", ["deepseek_v4", "qwen4_exp", "gemma3n"])
+def test_each_of_several_residual_streams_is_calibrated_for(kind, make_model, tiny_model, batches):
+    """The batches are the same as of any decoder with that tokenizer, but for the prefixes it has kept."""
+    model = make_model(small(kind), layers=[1, 3])
+    batch = {name: value for name, value in batches[0].items() if name != "past_key_values"}
+    ids = batch["input_ids"]
+    batch |= {"attention_mask": torch.ones_like(ids), "position_ids": torch.arange(ids.shape[1]).expand_as(ids)}
+    where = batch["labels"] != IGNORED
+    calibrate(model, [batch])
+    *states, _ = record(model, batch, where)
+    for block, its in zip(model.adapter.blocks, states, strict=True):
+        assert its.shape == (int(where.sum()) * 4, model.config.hidden)
+        torch.testing.assert_close(block.scale, its.std(0))
 
 
 def test_it_tells_how_far_the_last_block_reaches(tiny_model, batches):

@@ -1,6 +1,7 @@
 """A conversation says what the same messages say at once, and computes nothing twice."""
 
 import pytest
+from families import small
 from transformers import GenerationConfig
 
 from vision.images import ImageError
@@ -115,6 +116,16 @@ def test_an_answer_that_names_the_mark_shows_no_image(model, picture, monkeypatc
     assert chat.ask("What is it?", **GREEDY) == "An  it is"
     monkeypatch.undo()
     assert chat.ask("Sure?", **GREEDY) == model.generate([picture(1)], chat.messages[:-1], **GREEDY)
+
+
+@pytest.mark.parametrize("kind", ["mamba", "rwkv", "jamba"])
+def test_recurrent_decoders_hold_a_conversation(kind, make_model, open_gates, turns):
+    model = open_gates(make_model(small(kind), layers=[1, 3]), 0.9)
+    chat, shown = model.chat(), []
+    for question, images in turns:
+        answer = chat.ask(question, images, **GREEDY)
+        shown += images
+        assert model.generate(shown, chat.messages[:-1], **GREEDY) == answer
 
 
 def test_what_is_refused_leaves_the_conversation_as_it_was(model, picture, tmp_path):

@@ -4,11 +4,27 @@ import copy
 
 import pytest
 import torch
+from families import small
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import TorchAoConfig
+from transformers import (
+    BartConfig,
+    BartForCausalLM,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    TorchAoConfig,
+)
 
-from mmlm.decoder import active_parameters, fast_device, fast_dtype, find_layers, fingerprint, freeze, load_decoder
+from mmlm.decoder import (
+    active_parameters,
+    expert_counts,
+    fast_device,
+    fast_dtype,
+    find_layers,
+    fingerprint,
+    freeze,
+    load_decoder,
+)
 from mmlm.model import MultimodalLM
 
 
@@ -62,6 +78,33 @@ def test_layers_are_found(tiny_decoder):
     for count in (1, 4, 6):  # 4 is also the number of experts
         decoder = tiny_decoder(num_hidden_layers=count)
         assert find_layers(decoder) is decoder.model.layers
+
+
+def test_the_layers_are_the_decoders_not_the_encoders():
+    sizes = {"d_model": 16, "decoder_attention_heads": 2, "decoder_ffn_dim": 16, "vocab_size": 50}
+    decoder = BartForCausalLM(BartConfig(encoder_layers=2, decoder_layers=3, **sizes))
+    assert find_layers(decoder) is decoder.model.decoder.layers
+
+
+def test_the_layers_are_the_texts_not_its_own_eyes():
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+    text = sizes | {"num_key_value_heads": 1, "head_dim": 8, "vocab_size": 50}
+    config = Gemma3Config(text_config=text, vision_config=sizes | {"model_type": "siglip_vision_model"})
+    decoder = Gemma3ForConditionalGeneration(config)
+    assert find_layers(decoder) is decoder.model.language_model.layers
+
+
+def test_layers_in_pieces_are_refused():
+    """XLM has a list of all attentions and one of all norms: before an attention is not in the residual stream."""
+    with pytest.raises(ValueError, match="XLMWithLMHeadModel has no list of 4 layers"):
+        find_layers(small("xlm"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "counts"), [("mixtral", (4, 2)), ("dbrx", (4, 2)), ("gemma4", (4, 2)), ("llama", (0, 0))]
+)
+def test_experts_are_counted(kind, counts):
+    assert expert_counts(small(kind).config) == counts
 
 
 def test_what_has_no_layers_is_refused():

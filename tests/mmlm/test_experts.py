@@ -103,16 +103,41 @@ def test_off_the_cpu_no_layer_waits_for_a_count(tiny_decoder):
     assert decoder(torch.zeros(2, 5, dtype=torch.int64, device="meta")).logits.shape[:2] == (2, 5)
 
 
-@pytest.mark.parametrize(
-    ("kind", "fields"),
-    [("llama", {}), ("gpt_oss", {"num_local_experts": 4, "num_experts_per_tok": 2}), ("phi3", {"pad_token_id": 0})],
-)
-def test_decoders_of_another_kind_are_left_alone(kind, fields, tokenizer):
-    """No experts at all, experts with biases, a dense layer whose weights have the same names."""
-    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = AutoConfig.for_model(kind, **sizes, num_key_value_heads=2, head_dim=16, vocab_size=50, **fields)
+SMALL = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 16}
+
+
+@pytest.mark.parametrize("kind", ["llama", "phi3"])
+def test_decoders_without_experts_are_left_alone(kind):
+    """No experts at all, a dense layer whose weights have the same names."""
+    config = AutoConfig.for_model(kind, **SMALL, num_key_value_heads=2, vocab_size=50, pad_token_id=0)
     decoder = AutoModelForCausalLM.from_config(config)
     before = decoder.config._experts_implementation
     use_padded_experts(decoder)
     assert decoder.config._experts_implementation == before
     decoder(torch.tensor([[1, 2, 3]]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("gpt_oss", {"num_local_experts": 4}),  # with biases, and transposed
+        (
+            "nemotron_h",
+            {"n_routed_experts": 4, "moe_intermediate_size": 32, "layer_types": ["full_attention", "moe"]},
+        ),  # ungated
+    ],
+)
+@torch.no_grad()
+def test_experts_of_other_kinds_are_padded_too(kind, fields):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **SMALL, num_key_value_heads=2, vocab_size=50, num_experts_per_tok=2, **fields)
+    decoder = AutoModelForCausalLM.from_config(config).eval()
+    for name, parameter in decoder.named_parameters():
+        if "bias" in name:
+            parameter.normal_()
+    decoder.set_experts_implementation("eager")
+    ids = torch.arange(40)[None]
+    eager = decoder(ids).logits
+    use_padded_experts(decoder)
+    assert decoder.config._experts_implementation == NAME
+    torch.testing.assert_close(decoder(ids).logits, eager, atol=1e-4, rtol=1e-4)

@@ -1,4 +1,4 @@
-"""Activation checkpointing: the same gradients, bit for bit, for less memory; and layers that are as they were after it."""
+"""Activation checkpointing: the same gradients, bit for bit, for less memory; and after it, layers as they were."""
 
 import copy
 
@@ -66,7 +66,7 @@ def test_a_cache_is_refused(tiny_model, batch):
     tiny_model.gradient_checkpointing_enable()
     with torch.no_grad():
         past = tiny_model(**batch, use_cache=True).past_key_values
-    with pytest.raises(ValueError, match="past_key_values: .*whole texts"):
+    with pytest.raises(ValueError, match=r"past_key_values: .*whole texts"):
         tiny_model(**batch, past_key_values=past)
     assert tiny_model(**batch, use_cache=True).past_key_values is None
 

@@ -4,7 +4,10 @@ import copy
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from families import small
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, EncoderDecoderCache, StaticCache
+
+from mmlm.splice import tokens_seen
 
 SIZES = {
     "hidden_size": 32,
@@ -117,3 +120,58 @@ def test_checkpointed_layers_see_the_media_again_in_backward(tiny_model, open_ga
             loss = tiny_model.decoder(**batch_copy, use_cache=False).logits.logsumexp(-1).sum()
             grads.append(torch.autograd.grad(loss, tiny_model.adapter.blocks[0].q.weight)[0])
     torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("kind", ["mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm", "jamba"])
+@torch.no_grad()
+def test_recurrent_decoders_know_where_the_image_stands(kind, make_model, open_gates, picture):
+    """Their caches do not tell how many tokens they have seen: Jamba's does."""
+    model = open_gates(make_model(small(kind), layers=[1, 3]), 0.9)
+    batch = dict(model.processor([[picture(1), picture(2)]], ["What<image> is it, and what<image> is that?"]))
+    length = batch["input_ids"].shape[1]
+    out = model.generate(**batch, max_new_tokens=8, do_sample=False, output_logits=True, return_dict_in_generate=True)
+    batch |= {"input_ids": out.sequences, "attention_mask": torch.ones_like(out.sequences)}
+    whole = model(**batch, use_cache=False).logits[:, length - 1 : -1]
+    torch.testing.assert_close(torch.stack(out.logits, 1), whole, atol=1e-3, rtol=1e-3)
+    blind = model(**{name: batch[name] for name in ("input_ids", "attention_mask")}, use_cache=False).logits
+    assert not torch.allclose(blind[:, length - 1 : -1], whole, atol=0.1)
+
+
+@torch.no_grad()
+def test_a_recurrent_decoder_may_be_asked_twice_within_one_look(make_model, open_gates, picture):
+    """An empty cache says so, whatever was counted before."""
+    model = open_gates(make_model(small("mamba"), layers=[1, 3]), 0.9)
+    batch = dict(model.processor(picture(1), "What<image> is it?"))
+    with model.looking(batch):
+        one, other = (model.decoder.generate(**batch, max_new_tokens=6, do_sample=False) for _ in range(2))
+    assert torch.equal(one, other)
+
+
+@torch.no_grad()
+def test_a_cropped_cache_is_believed(tiny_model, open_gates, picture):
+    open_gates(tiny_model)
+    batch = dict(tiny_model.processor(picture(1), "What is <image> it?"))
+    whole = tiny_model(**batch).logits
+    with tiny_model.looking(batch):
+        cache = tiny_model.decoder(**batch, use_cache=True).past_key_values
+        cache.crop(-5)
+        again = tiny_model.decoder(input_ids=batch["input_ids"][:, -5:], past_key_values=cache).logits
+    torch.testing.assert_close(again, whole[:, -5:], atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_caches_say_how_much_they_have_seen():
+    ids = torch.arange(3, 10)[None]
+    for kind, name in (("jamba", "past_key_values"), ("llama", "past_key_values"), ("mamba", "cache_params")):
+        decoder = small(kind)
+        cache = DynamicCache(config=decoder.config)
+        assert tokens_seen(cache) == 0
+        decoder(input_ids=ids, use_cache=True, **{name: cache})
+        assert tokens_seen(cache) == (None if kind == "mamba" else 7)
+    llama = small("llama")
+    static = StaticCache(config=llama.config, max_cache_len=16)
+    llama(input_ids=ids, past_key_values=static)
+    assert int(tokens_seen(static)) == 7
+    assert tokens_seen(EncoderDecoderCache(static, DynamicCache())) == 7
+    assert tokens_seen(None) == tokens_seen(DynamicCache()) == 0
+    assert tokens_seen([torch.zeros(1)]) is None
