@@ -171,13 +171,18 @@ def family_of(kind: str) -> type[PreTrainedModel]:
     return getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind])
 
 
+@cache
+def size_of(kind: str) -> int:
+    """Parameters, counted before any is allocated."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in family_of(kind)._from_config(small_config(kind)).parameters())
+
+
 def small(kind: str, seed: int = 0) -> PreTrainedModel:
     """A small random decoder of a model type, in fp32."""
-    config = small_config(kind)
-    with torch.device("meta"):
-        size = sum(p.numel() for p in family_of(kind)._from_config(config).parameters())
-    if size > LARGEST:
+    if (size := size_of(kind)) > LARGEST:
         raise ValueError(f"{size:,} parameters in our sizes")
+    config = small_config(kind)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return family_of(kind)._from_config(config).eval()
