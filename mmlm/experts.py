@@ -43,9 +43,9 @@ def padded_experts(self: Experts, hidden: Tensor, top_k_index: Tensor, top_k_wei
 
     Frozen experts get no weight gradients. Elsewhere than on a CPU, where a decoder may have been moved since, counting
     the rows would wait for the device at every layer: transformers' `grouped_mm` needs no count. Experts spread over
-    processes are left to it, too.
+    processes are left to it, too, and so is what torch.compile makes: counting breaks its graph.
     """
-    if hidden.device.type != "cpu" or self._is_expert_parallel:
+    if hidden.device.type != "cpu" or self._is_expert_parallel or torch.compiler.is_compiling():
         return ALL_EXPERTS_FUNCTIONS["grouped_mm"](self, hidden, top_k_index, top_k_weights)
     layers = Layers(self)
     tokens, k = top_k_index.shape

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from mmlm.assist import drafting, media_for
 from mmlm.chat import Chat
 from mmlm.config import AdapterConfig, fit_config
 from mmlm.decoder import find_layers, home, load_decoder
+from mmlm.experts import use_padded_experts
 from mmlm.media import KEYS, View, casting
 from mmlm.pretrained import Pretrained
 from mmlm.processor import Message, Processor, Text, is_one
@@ -85,7 +86,8 @@ class MultimodalLM(Pretrained):
         """A model with an untrained adapter, which changes nothing until it is trained: its gates are shut.
 
         Args:
-            decoder: hub id, folder, or a built transformers module (then with its `tokenizer`).
+            decoder: hub id, folder, or a built transformers module (then with its `tokenizer`). On a CPU its experts are
+                run by `padded_experts`, unless another implementation than transformers' usual one was chosen for them.
             vision: "timm/NAME", a folder, or a timm module made with features_only=True.
             every, start, layers: which decoder layers get a block in front, as in `place_blocks`; by default four,
                 spread over the last third.
@@ -313,6 +315,9 @@ def _decoder(
     if isinstance(decoder, nn.Module):
         if tokenizer is None:
             raise ValueError("decoder= is a built module: give its tokenizer too, tokenizer=")
+        by_default = getattr(getattr(decoder, "config", None), "_experts_implementation", None) == "grouped_mm"
+        if by_default and home(decoder).type == "cpu":
+            use_padded_experts(cast("PreTrainedModel", decoder))
         return decoder, tokenizer, str(getattr(decoder, "name_or_path", ""))
     if str(decoder) == zoo.DECODER:
         built, own = zoo.load_default_decoder(**kwargs)

@@ -16,6 +16,7 @@ from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from mmlm.decoder import home
 from mmlm.kept import Kept, Parts
 from mmlm.processor import Marked
 
@@ -40,7 +41,7 @@ class Prefixes(Kept):
 
     def compute(self, texts: Sequence[Parts], widths: Sequence[int]) -> Iterable[Tensor]:
         # right-padded, so that no token of a prefix can attend to the padding
-        tokens = torch.tensor([pad_ids(ids, *widths) for (ids,) in texts], device=self.decoder.device)
+        tokens = torch.tensor([pad_ids(ids, *widths) for (ids,) in texts], device=home(self.decoder))
         layers = self.decoder.get_decoder()(input_ids=tokens, use_cache=True).past_key_values.layers
         whole = torch.stack([torch.stack([layer.keys, layer.values]) for layer in layers])  # [L, 2, R, K, P, d]
         return [whole[:, :, row, :, : len(ids)].clone() for row, (ids,) in enumerate(texts)]
@@ -51,7 +52,7 @@ class Prefixes(Kept):
         # a row without a prefix takes none of another's, all padding
         kept = zip(rows, self([(ids or longest,) for ids in rows]), strict=True)
         parts = [pad(whole[..., : len(ids), :], (0, 0, width - len(ids), 0)) for ids, whole in kept]
-        parts = [part.to(self.decoder.device) for part in parts]  # which may have moved since they were kept
+        parts = [part.to(home(self.decoder)) for part in parts]  # which may have moved since they were kept
         cache = DynamicCache()
         for number, layer in enumerate(torch.stack(parts, dim=2)):  # [L, 2, R, K, P, d]
             cache.update(layer[0], layer[1], number)
@@ -79,7 +80,7 @@ class Prefixes(Kept):
             "position_ids": lengths[:, :1] + columns[P:],
             "attention_mask": ((columns >= -lengths[:, :1]) & (columns < lengths[:, 1:])).long(),
         }
-        inputs = {name: tensor.to(self.decoder.device) for name, tensor in inputs.items()}
+        inputs = {name: tensor.to(home(self.decoder)) for name, tensor in inputs.items()}
         return inputs | ({"past_key_values": self.cache([before for before, _ in texts], P)} if P else {})
 
 

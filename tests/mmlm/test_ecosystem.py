@@ -173,7 +173,7 @@ def test_trainer_trains_saves_and_resumes(
             save_steps=3,
             per_device_train_batch_size=1,
             learning_rate=1e-2,
-            gradient_checkpointing=checkpointing,
+            activation_checkpointing=checkpointing,
             report_to="none",
             use_cpu=True,
             disable_tqdm=True,
@@ -265,7 +265,7 @@ def test_trl_fine_tunes_it(lora, make_model, picture, tmp_path):
         logging_steps=1,
         save_strategy="no",
         router_aux_loss_coef=0.0,
-        gradient_checkpointing=False,
+        activation_checkpointing=False,
     )
     peft = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"]) if lora else None
     trainer = SFTTrainer(
