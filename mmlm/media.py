@@ -159,8 +159,8 @@ class View:
     def look(self, block: int, hidden: Tensor) -> Tensor:
         """Hidden states [rows, T, D] before a decoder layer -> the same after gated block number `block`.
 
-        Of n residual streams of a token (hyper-connections), [rows, T, n, D] or [rows, T, n * D], each looks. Layers may
-        lie on other devices than the adapter, which is whole: hidden states come and go.
+        Of n residual streams of a token (hyper-connections), [rows, T, n, D] or [rows, T, n * D], each looks. The
+        layers may lie on other devices than the adapter, which is whole: hidden states come and go.
 
         ValueError for a decoder that orders them otherwise.
         """

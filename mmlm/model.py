@@ -86,8 +86,8 @@ class MultimodalLM(Pretrained):
         """A model with an untrained adapter, which changes nothing until it is trained: its gates are shut.
 
         Args:
-            decoder: hub id, folder, or a built transformers module (then with its `tokenizer`). On a CPU its experts are
-                run by `padded_experts`, unless another implementation than transformers' usual one was chosen for them.
+            decoder: hub id, folder, or a built transformers module (then with its `tokenizer`). On a CPU its experts
+                are run by `padded_experts`, unless another implementation than the usual one was chosen for them.
             vision: "timm/NAME", a folder, or a timm module made with features_only=True.
             every, start, layers: which decoder layers get a block in front, as in `place_blocks`; by default four,
                 spread over the last third.
