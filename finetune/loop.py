@@ -40,9 +40,14 @@ def train(model: MultimodalLM, batches: Numbered, config: TrainConfig, folder: P
 
     Writes metrics.jsonl (step, loss, learnt tokens per second, rates, gates) and checkpoints into the folder.
     FloatingPointError before a step from a loss or gradient that is not finite; the last checkpoint is kept.
-    ValueError in one of several processes.
+    ValueError in one of several processes, and for a model of which more is to be trained.
     """
     check_alone()
+    if more := sorted(name for name in model.trained if not name.startswith("adapter.")):
+        raise ValueError(
+            f"unfreeze={model.config.unfreeze}, lora={model.config.lora}: {more[0]} and {len(more) - 1} more would stay "
+            "as they are, since this loop trains the adapter alone for now; transformers' Trainer trains all of it"
+        )
     accelerator = Accelerator()
     model.to(accelerator.device)
     optimizer = adamw(model.adapter, config.optim)

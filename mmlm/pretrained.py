@@ -4,6 +4,7 @@ R rows, T text tokens, D width of the decoder.
 """
 
 import os
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,8 @@ class Pretrained(PreTrainedModel, GenerationMixin):
         """
         if not is_main_process:
             return
+        if self.merged and any(".base_layer." in name for name in self.trained):
+            raise ValueError("LoRA is merged into weights that are trained themselves: save before, or unmerge_lora()")
         places = self.saved()
         weights = places if state_dict is None else {name: state_dict[name] for name in places}
         self.config.fingerprint = self.fingerprint()
@@ -94,8 +97,10 @@ class Pretrained(PreTrainedModel, GenerationMixin):
         """
         if self.config.lora is not None or (adapter_name or "default") != "default":
             raise ValueError("add_adapter: there can be one LoRA, named 'default'; take get_peft_model for more")
-        self.config.lora = lora_fields(adapter_config)
-        self.trained = choose_trained(self, self.config)
+        config = copy(self.config)
+        config.lora = lora_fields(adapter_config)
+        self.trained = choose_trained(self, config)
+        self.config.lora = config.lora
 
     @property
     def merged(self) -> bool:

@@ -176,6 +176,12 @@ def test_several_processes_are_refused(start, config, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("more", [{"lora": {"r": 2}}, {"unfreeze": ["decoder.*norm*"]}], ids=str)
+def test_what_it_does_not_train_it_refuses(more, make_model, config, tmp_path):
+    with pytest.raises(ValueError, match="trains the adapter alone"):
+        train(make_model(**more), [], config, tmp_path)
+
+
 def test_the_model_is_left_as_it_was_found(start, config, tmp_path):
     model, batches = start()
     attention = model.decoder.config._attn_implementation

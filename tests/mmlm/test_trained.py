@@ -170,6 +170,22 @@ def test_add_adapter_is_lora_later(tiny_model, picture, tmp_path):
         tiny_model.add_adapter(LoraConfig(r=2))
 
 
+def test_an_adapter_that_is_refused_leaves_the_model_as_it_was(tiny_model, tmp_path):
+    with pytest.raises(ValueError, match="no_such"):
+        tiny_model.add_adapter(LoraConfig(r=2, target_modules=["no_such"]))
+    assert tiny_model.config.lora is None
+    tiny_model.save_pretrained(tmp_path)
+
+
+def test_merged_into_weights_that_are_trained_it_is_not_saved(make_model, tmp_path):
+    model = make_model(lora={"r": 2}, unfreeze=["decoder.*q_proj.weight"])
+    model.merge_lora()
+    with pytest.raises(ValueError, match="unmerge_lora"):
+        model.save_pretrained(tmp_path)
+    model.unmerge_lora()
+    model.save_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("lora", "words"),
     [
