@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from mmlm.adapter import Adapter
+from mmlm.block import Folded
 from mmlm.recompute import again
 from vision.encoder import Features, Prepared
 
@@ -106,6 +107,8 @@ class View:
         self.adapter, self.media, self.attend, self.dtype, self.recompute = adapter, media, attend, dtype, recompute
         self.gather, self.owner, self.index = batch["media_gather"], batch["media_owner"], batch["media_index"]
         self.kv: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self.folded: dict[int, Folded] = {}
+        self.here: tuple[int, int, int] | None = None
         self.sees: Tensor | None = None
         self.mask: Tensor | None = None
         self.blind = True
@@ -115,7 +118,12 @@ class View:
 
         A token beyond the prompt sees what the prompt's last token sees.
         """
-        columns = torch.arange(past, past + length, device=self.index.device).clamp(max=self.index.shape[1] - 1)
+        last = self.index.shape[1] - 1
+        here = (min(past, last), length, rows)
+        if here == self.here:  # as for every token but the first of a generation
+            return
+        self.here = here
+        columns = torch.arange(past, past + length, device=self.index.device).clamp(max=last)
         index = self.index[:, columns]  # [R, T]
         sees = index >= 0
         self.blind = not bool(sees.any())
@@ -132,16 +140,21 @@ class View:
         """Hidden states [rows, T, D] before a decoder layer -> the same after gated block number `block`."""
         if self.blind:
             return hidden
-        with casting(hidden.device, self.dtype):
-            k, v = self.keys_values(block, hidden.shape[0] // len(self.index))
-            gated = self.adapter.blocks[block]
-            run = partial(again, gated) if self.recompute else gated
-            return run(hidden, k, v, self.mask, self.sees)
+        gated, copies = self.adapter.blocks[block], hidden.shape[0] // len(self.index)
+        if torch.is_grad_enabled():
+            with casting(hidden.device, self.dtype):
+                run = partial(again, gated) if self.recompute else gated
+                return run(hidden, *self.keys_values(block, copies), self.mask, self.sees)
+        k, v = self.keys_values(block, copies)
+        if block not in self.folded:  # once, as keys and values are: it looks at the block's weights
+            self.folded[block] = gated.folded(v.dtype)
+        return self.folded[block](hidden, k, v, self.mask, self.sees)
 
     def keys_values(self, block: int, copies: int) -> tuple[Tensor, Tensor]:
         """Keys and values [rows, K, S, d] of the block, each row `copies` times."""
         if (block, copies) not in self.kv:
-            k, v = self.adapter.blocks[block].keys_values(self.media)
+            with casting(self.media.device, self.dtype):
+                k, v = self.adapter.blocks[block].keys_values(self.media)
             gather = self.gather.repeat_interleave(copies, 0)
             k, v = (x.index_select(0, gather.flatten()).unflatten(0, gather.shape) for x in (k, v))
             self.kv[block, copies] = k.transpose(1, 2), v.transpose(1, 2)
@@ -150,7 +163,7 @@ class View:
     def at(self, index: Tensor) -> "View":
         """The same media, their keys and values shared, seen by the tokens of another text: `media_index` [R, T]."""
         other = copy(self)
-        other.index = index
+        other.index, other.here = index, None
         return other
 
     def joined(self, new: "View", before: int) -> "View":
@@ -163,7 +176,7 @@ class View:
         other.media = torch.cat([self.media, new.media])
         other.gather = torch.cat([self.gather, new.gather + len(self.media)], 1)
         other.owner = torch.cat([self.owner, new.owner + before], 1)
-        other.kv = {}
+        other.kv, other.here = {}, None
         for (block, copies), pair in self.kv.items():
             more = new.keys_values(block, copies)
             other.kv[block, copies] = torch.cat([pair[0], more[0]], 2), torch.cat([pair[1], more[1]], 2)

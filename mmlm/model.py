@@ -5,7 +5,7 @@ R rows, T text tokens, V vocabulary.
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -233,7 +233,7 @@ class MultimodalLM(nn.Module):
             kwargs.setdefault("max_new_tokens", NEW_TOKENS)
         if "pad_token_id" not in kwargs and self.decoder.generation_config.pad_token_id is None:
             kwargs["pad_token_id"] = self.processor.tokenizer.eos_token_id
-        with casts_kept(self.device), self.looking(kwargs):
+        with self.looking(kwargs):
             return self.decoder.generate(**kwargs)  # type: ignore[operator]  # of a mixin that subclasses have
 
     def stream(self, images: Any = None, prompt: Text = "", **kwargs: Any) -> Iterator[str]:
@@ -252,7 +252,7 @@ class MultimodalLM(nn.Module):
         return self.ask(image, self.config.caption_prompt, **kwargs)
 
     def chat(self, images: Source | list[Source] | None = None) -> Chat:
-        """A conversation, its first question to be about `images`: `model.chat("cat.jpg").ask("What colour is it?")`."""
+        """A conversation; its first question is about `images`: `model.chat("cat.jpg").ask("What colour is it?")`."""
         return Chat(self, images)
 
     def messages(self, question: str, images: int = 1) -> list[Message]:
@@ -264,17 +264,6 @@ class MultimodalLM(nn.Module):
         content = words + shown if self.config.image_last else shown + words
         system = [] if self.config.system is None else [{"role": "system", "content": self.config.system}]
         return [*system, {"role": "user", "content": content}]
-
-
-@contextmanager
-def casts_kept(device: torch.device) -> Iterator[None]:
-    """Within it, autocast casts each adapter weight once, not once per token.
-
-    Autocast drops its casts when the outermost autocast context ends. This one does nothing else: the decoder, whose
-    numerics are its own, runs without autocast.
-    """
-    with torch.autocast(device.type, enabled=False):
-        yield
 
 
 def _decoder(
