@@ -135,7 +135,7 @@ class Folded:
         self.mean, self.ff_mean = block.norm.mean.float(), block.ff_norm.mean.float()
         self.q = fold(block.norm, block.q.weight, dtype)
         self.gate_up = fold(block.ff_norm, torch.cat([block.gate.weight, block.up.weight]), dtype)  # [2F, D]
-        self.o, self.down = block.o.weight.to(dtype), block.down.weight.to(dtype)
+        self.o, self.down = (product.weight.detach().to(dtype) for product in (block.o, block.down))
         self.opened, self.ff_opened = (torch.tanh(g) * block.scale for g in (block.attention_gate, block.ff_gate))
 
     def __call__(self, hidden: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sees: Tensor | None) -> Tensor:
