@@ -163,7 +163,7 @@ class View:
     def at(self, index: Tensor) -> "View":
         """The same media, their keys and values shared, seen by the tokens of another text: `media_index` [R, T]."""
         other = copy(self)
-        other.index, other.here = index, None
+        other.index, other.here, other.folded = index, None, {}
         return other
 
     def joined(self, new: "View", before: int) -> "View":
@@ -176,7 +176,7 @@ class View:
         other.media = torch.cat([self.media, new.media])
         other.gather = torch.cat([self.gather, new.gather + len(self.media)], 1)
         other.owner = torch.cat([self.owner, new.owner + before], 1)
-        other.kv, other.here = {}, None
+        other.kv, other.here, other.folded = {}, None, {}
         for (block, copies), pair in self.kv.items():
             more = new.keys_values(block, copies)
             other.kv[block, copies] = torch.cat([pair[0], more[0]], 2), torch.cat([pair[1], more[1]], 2)
