@@ -116,11 +116,11 @@ class GatedBlock(nn.Module):
     @torch.no_grad()
     def folded(self, dtype: torch.dtype) -> "Folded":
         """The block as it is now, for calls without gradients, multiplying in `dtype`. Kept while its weights last."""
-        state = State(self, dtype)
-        if self.kept is None or self.kept.state != state:
-            self.kept = None  # its memory before that of the new one
-            self.kept = Folded(self, dtype, state)
-        return self.kept
+        kept, state = self.kept, State(self, dtype)  # another thread may write self.kept at any moment
+        if kept is None or kept.state != state:
+            kept = self.kept = None  # its memory before that of the new one
+            kept = self.kept = Folded(self, dtype, state)
+        return kept
 
 
 class Folded:

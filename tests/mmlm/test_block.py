@@ -1,5 +1,6 @@
 """One gated block: exact where it must be, attention as the books have it, and the same when it is folded."""
 
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 
 import pytest
@@ -256,6 +257,13 @@ def test_each_dtype_is_folded_for_itself():
         torch.bfloat16,
         torch.float32,
     ]
+
+
+def test_threads_that_fold_at_once_all_get_theirs():
+    block = a_block()
+    dtypes = [torch.float32, torch.bfloat16] * 40
+    with ThreadPoolExecutor(8) as threads:
+        assert [folded.o.dtype for folded in threads.map(block.folded, dtypes)] == dtypes
 
 
 def test_in_training_nothing_folded_is_kept():
