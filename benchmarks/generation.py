@@ -1,78 +1,196 @@
-"""How much longer a decoder takes to say as much with an image as without: `python benchmarks/generation.py`.
+"""How much longer a decoder takes to say as much with images as without: `python benchmarks/generation.py`.
 
-Both are timed in one process, in turns, and the ratio of each turn counts, since other work on the machine slows both.
+What is timed of each contender, all in one process, in turns:
+
+    text     its decoder's own `generate`, nothing attached to it: the unit of the others
+    idle     the same with everything attached, but no image shown
+    media    with an image in each row, features ready: their projection, keys and values are computed in the time
+    pixels   the same from pixels: the vision backbone runs in the time, too
+
+Other work on the machine slows all of a turn, so the ratio of each turn counts. Every row shows another image of one
+tile, seen by every token, and every gate is half open. A line of JSON for each setting, and a table at the end.
 """
 
 import argparse
 import json
 import os
-import platform
 import statistics
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
-os.environ.setdefault("GOMP_SPINCOUNT", "0")
+os.environ.setdefault("GOMP_SPINCOUNT", "0")  # waiting OpenMP threads spin; it is read when torch is imported
 
+import numpy as np
+import timm
 import torch
 from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from mmlm import zoo
-from mmlm.decoder import fast_device
+from mmlm.decoder import fast_device, find_layers, load_decoder
+from mmlm.experts import use_padded_experts
 from mmlm.model import MultimodalLM
+from mmlm.splice import Splice
+
+# -- decoders ---------------------------------------------------------------------------------------------------------
+
+SMALL = {"vocab_size": 32_000, "hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8}
+SMALL |= {"num_key_value_heads": 8, "bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
 
 
-def seconds(run):
-    """How long run() takes, the device's queue emptied before and after."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+def small_llama() -> PreTrainedModel:
+    """Dense, 50M parameters, random."""
+    return LlamaForCausalLM(LlamaConfig(**SMALL, intermediate_size=1376))
+
+
+def small_mixtral() -> PreTrainedModel:
+    """16 experts of which a token takes 2, random; on a CPU padded, as those of a decoder that is loaded."""
+    decoder = MixtralForCausalLM(
+        MixtralConfig(**SMALL, intermediate_size=1792, num_local_experts=16, num_experts_per_tok=2)
+    )
+    if fast_device().type == "cpu":
+        use_padded_experts(decoder)
+    return decoder
+
+
+BUILT = {"small-llama": small_llama, "small-mixtral": small_mixtral}
+
+
+def decoder_of(name: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A decoder of `BUILT`, the default one, or what transformers loads; and a tokenizer."""
+    if name in BUILT:
+        symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
+        core = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(symbols)}, merges=[]))
+        torch.manual_seed(0)
+        decoder = BUILT[name]()
+        if dtype != "auto":
+            decoder.to(getattr(torch, dtype))
+        return decoder.eval(), PreTrainedTokenizerFast(tokenizer_object=core, eos_token="!", pad_token="!")
+    how = {} if dtype == "auto" else {"dtype": getattr(torch, dtype)}
+    return zoo.load_default_decoder(**how) if name == zoo.DECODER else load_decoder(name, **how)
+
+
+# -- contenders -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Contender:
+    """One model with eyes: for a number of rows, what is timed, by name; "text" is the unit of the others."""
+
+    name: str
+    blocks: int
+    dtype: torch.dtype
+    runs: Callable[[int], dict[str, Callable[[], Any]]]
+
+
+def ours(args: argparse.Namespace) -> Contender:
+    """mmlm, a block before every N-th layer."""
+    decoder, tokenizer = decoder_of(args.decoder, args.dtype)
+    vision = args.vision
+    if vision == "random":
+        vision = timm.create_model(zoo.TIMM, features_only=True)
+    settings = {"every": args.every, "kv_heads": args.kv_heads}
+    settings |= {} if args.ff_factor is None else {"ff_factor": args.ff_factor}
+    model = MultimodalLM.from_parts(decoder, vision, tokenizer=tokenizer, **settings).to(fast_device()).eval()
+    with torch.no_grad():
+        for block in model.adapter.blocks:  # nothing may be skipped
+            block.attention_gate.fill_(0.5)
+            block.ff_gate.fill_(0.5)
+
+    def runs(rows: int) -> dict[str, Callable[[], Any]]:
+        random = np.random.default_rng(0)
+        pictures = [Image.fromarray(random.integers(0, 256, (512, 512, 3), dtype=np.uint8)) for _ in range(rows)]
+        shown = dict(model.processor([[picture] for picture in pictures], ["x"] * rows).to(model.device))
+        ids = torch.randint(100, decoder.config.vocab_size, (rows, args.prompt), generator=torch.manual_seed(0))
+        text = {"input_ids": ids.to(model.device), "attention_mask": torch.ones_like(ids, device=model.device)}
+        text |= {"max_new_tokens": args.new, "min_new_tokens": args.new, "do_sample": False, "pad_token_id": 0}
+        pixels = shown | text | {"media_index": torch.zeros_like(text["input_ids"])}  # every token sees the image
+        media = {key: value for key, value in pixels.items() if key not in ("pixel_values", "media_cells")}
+        media["media_values"] = model.vision(pixels["pixel_values"], pixels["media_cells"])
+
+        def alone() -> None:
+            model.splice.detach()
+            decoder.generate(**text)
+            model.splice = Splice(decoder, find_layers(decoder), model.config.layers)
+
+        idle = partial(decoder.generate, **text)
+        return {"text": alone, "idle": idle} | {
+            name: partial(model.generate, **batch) for name, batch in (("media", media), ("pixels", pixels))
+        }
+
+    return Contender("mmlm", len(model.config.layers), decoder.dtype, runs)
+
+
+CONTENDERS = {"mmlm": ours}
+
+# -- the clock --------------------------------------------------------------------------------------------------------
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    """How long run() takes, the device's queue empty before and after."""
+    synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    synchronize()
     start = time.perf_counter()
     run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    synchronize()
     return time.perf_counter() - start
 
 
-def opened(model):
-    """The model with every gate half open, so that nothing may be skipped."""
-    with torch.no_grad():
-        for block in model.adapter.blocks:
-            block.attention_gate.fill_(0.5)
-            block.ff_gate.fill_(0.5)
-    return model
-
-
-def measure(model, rows, prompt, new, rounds):
-    """Medians of (seconds without media, ratio with media, ratio with media and pixels to encode)."""
-    ids = torch.randint(100, 5000, (rows, prompt), generator=torch.Generator().manual_seed(0))
-    picture = Image.effect_mandelbrot((512, 512), (-2, -1.5, 1, 1.5), 64).convert("RGB")
-    batch = model.processor([[picture]] * rows, ["x"] * rows)
-    text = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    shown = {**batch, **text, "media_index": torch.zeros_like(ids)}  # every token sees the image
-    values = model.vision(batch["pixel_values"].to(model.device), [c.to(model.device) for c in batch["media_cells"]])
-    ready = {key: value for key, value in shown.items() if key not in ("pixel_values", "media_cells")}
-    ready["media_values"] = values
-
-    def move(batch):
-        return {
-            k: tuple(o.to(model.device) for o in v) if isinstance(v, tuple | list) else v.to(model.device)
-            for k, v in batch.items()
-        }
-
-    how = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False}
-    text, ready, shown = move(text), move(ready), move(shown)
-    runs = [lambda b=b: model.generate(**b, **how) for b in (text, ready, shown)]
-    for run in runs:
+def measure(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Median, lower and upper quartile of the seconds of "text", and of the ratio to it of the others."""
+    for run in runs.values():
         run()
-    turns = [[seconds(run) for run in runs] for _ in range(rounds)]
-    base = statistics.median(turn[0] for turn in turns)
-    return base, *(statistics.median(turn[i] / turn[0] for turn in turns) for i in (1, 2))
+    turns = [{name: seconds(run) for name, run in runs.items()} for _ in range(rounds)]
+    found = {"text": [turn["text"] for turn in turns]}
+    found |= {name: [turn[name] / turn["text"] for turn in turns] for name in runs if name != "text"}
+    return {name: spread(values) for name, values in found.items()}
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--decoder", default=zoo.DECODER, help="hub id or folder")
-    parser.add_argument("--vision", default=zoo.VISION)
+def spread(values: list[float]) -> list[float]:
+    """Median, lower and upper quartile."""
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+    return [round(value, 3) for value in (middle, low, high)]
+
+
+def machine() -> str:
+    """What it runs on."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+    fast = [name for name, has in torch.cpu.get_capabilities().items() if has is True]
+    return f"{torch.get_num_threads()} threads, torch {torch.__version__}, {' '.join(sorted(fast))}"
+
+
+def results(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A dict for each contender and number of rows."""
+    for name in args.contenders:
+        contender = CONTENDERS[name](args)
+        what = {"contender": name, "decoder": args.decoder, "dtype": str(contender.dtype).removeprefix("torch.")}
+        what |= {"blocks": contender.blocks, "prompt": args.prompt, "new": args.new}
+        for rows in args.rows:
+            yield what | {"rows": rows, **measure(contender.runs(rows), args.rounds)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument("--decoder", default=zoo.DECODER, help=f"{', '.join(BUILT)}, a hub id or a folder")
+    parser.add_argument("--dtype", default="auto", help="of the decoder: float32, bfloat16; auto: its own")
+    parser.add_argument("--vision", default=zoo.VISION, help="as from_parts takes it; random: not pretrained")
     parser.add_argument("--every", type=int, default=2, help="a block before every N-th layer")
-    parser.add_argument("--kv-heads", type=int, help="of the blocks")
+    parser.add_argument("--kv-heads", type=int, help="of the blocks; the decoder's own if not given")
+    parser.add_argument("--ff-factor", type=float, help="of the blocks")
     parser.add_argument("--prompt", type=int, default=16, help="tokens")
     parser.add_argument("--new", type=int, default=64, help="tokens")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8])
@@ -81,25 +199,18 @@ def main():
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    model = MultimodalLM.from_parts(args.decoder, args.vision, every=args.every, kv_heads=args.kv_heads)
-    model = opened(model.to(fast_device()).eval())
-    where = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    print(
-        f"{args.decoder}, {len(model.config.layers)} blocks, {args.prompt} + {args.new} tokens, 1 tile; {where}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    )
-    for rows in args.rows:
-        base, ready, whole = measure(model, rows, args.prompt, args.new, args.rounds)
-        print(
-            json.dumps(
-                {
-                    "rows": rows,
-                    "text_seconds": round(base, 3),
-                    "with_media": round(ready, 3),
-                    "and_encoding": round(whole, 3),
-                }
-            ),
-            flush=True,
-        )
+    print(machine(), flush=True)
+    lines = []
+    for result in results(args):
+        print(json.dumps(result), flush=True)
+        cells = [
+            f"{result[name][0]:.2f} ({result[name][1]:.2f}-{result[name][2]:.2f})"
+            for name in ("idle", "media", "pixels")
+        ]
+        lines.append([result["contender"], result["rows"], f"{result['text'][0]:.2f} s", *cells])
+    print(f"\n{args.decoder}: medians (and quartiles) of {args.rounds} turns")
+    for line in [["contender", "rows", "text", "idle", "media", "pixels"], *lines]:
+        print("".join(f"{cell!s:<20}" for cell in line).rstrip())
 
 
 if __name__ == "__main__":

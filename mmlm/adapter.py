@@ -43,6 +43,7 @@ class Adapter(nn.Module):
 
     def __init__(self, config: AdapterConfig) -> None:
         super().__init__()
+        self.width = config.hidden
         self.media = MediaProjection(config.channels, config.media_dim)
         self.blocks = cast("Sequence[GatedBlock]", nn.ModuleList(GatedBlock(config) for _ in config.layers))
 

@@ -5,14 +5,16 @@ and keys are RMS-normed (Henry et al. 2020, arXiv:2010.04245), keys and values m
 (Ainslie et al. 2023, arXiv:2305.13245), and the feed-forward is a SwiGLU (Shazeer 2020, arXiv:2002.05202).
 
 B rows, T text tokens, S media embeddings of a row, D width of the decoder, M width of the media, H query heads, K key
-heads, G = H / K, d width of a head.
+heads, G = H / K, d width of a head, F width inside the feed-forward.
 """
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
+from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
 
 from mmlm.config import AdapterConfig
+
+SAMPLES = 1024  # values of each weight by which a change is noticed that torch does not count
 
 
 class RMSNorm(nn.Module):
@@ -83,6 +85,7 @@ class GatedBlock(nn.Module):
         self.register_buffer("scale", torch.ones(D))
         self.attention_gate = nn.Parameter(torch.zeros(()))
         self.ff_gate = nn.Parameter(torch.zeros(()))
+        self.kept: Folded | None = None
 
     def keys_values(self, media: Tensor) -> tuple[Tensor, Tensor]:
         """Media embeddings [N, M] -> keys and values, each [N, K, d]. Once per prompt, never per token."""
@@ -95,6 +98,7 @@ class GatedBlock(nn.Module):
 
         Tokens that see nothing come out bit for bit as they went in.
         """
+        self.kept = None  # in training it would be out of date after every step
         x = hidden.to(torch.promote_types(hidden.dtype, torch.float32))  # float64 stays what it is
         x = x + torch.tanh(self.attention_gate) * self.scale * self.attention(self.norm(x), k, v, mask).float()
         x = x + torch.tanh(self.ff_gate) * self.scale * self.feed_forward(self.ff_norm(x)).float()
@@ -106,19 +110,88 @@ class GatedBlock(nn.Module):
         return self.down(silu(self.gate(x)) * self.up(x))
 
     def attention(self, x: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """x [B, T, D] -> [B, T, D]. The G query heads of a key head are folded into its queries."""
-        B, T, _ = x.shape
-        q = self.q_norm(self.q(x).unflatten(-1, (-1, self.d))).to(v.dtype)  # [B, T, H, d]
-        q = q.unflatten(2, (self.K, -1)).permute(0, 2, 3, 1, 4).flatten(2, 3)  # [B, K, G*T, d]
-        if mask is not None:
-            mask = mask[:, None].repeat(1, 1, q.shape[2] // T, 1)  # [B, 1, G*T, S]
-        y = attend(q, k, v, mask).unflatten(2, (-1, T)).permute(0, 3, 1, 2, 4)  # [B, T, K, G, d]
-        return self.o(y.reshape(B, T, -1))
+        """x [B, T, D] -> [B, T, D]."""
+        return self.o(look(self.q(x), self.q_norm, k, v, mask))
+
+    @torch.no_grad()
+    def folded(self, dtype: torch.dtype) -> "Folded":
+        """The block as it is now, for calls without gradients, multiplying in `dtype`. Kept while its weights last."""
+        kept, state = self.kept, State(self, dtype)  # another thread may write self.kept at any moment
+        if kept is None or kept.state != state:
+            kept = self.kept = None  # its memory before that of the new one
+            kept = self.kept = Folded(self, dtype, state)
+        return kept
+
+
+class Folded:
+    """A block for calls without gradients: weights that follow each other, multiplied with each other beforehand.
+
+    The rotation and scale of a `Whiten` go into the product after it, gate and up are one product, all is cast once.
+    Its mean is taken off in fp32 as ever, since in 16 bits little would be left of the difference.
+    """
+
+    def __init__(self, block: GatedBlock, dtype: torch.dtype, state: "State") -> None:
+        self.state, self.q_norm = state, block.q_norm
+        self.mean, self.ff_mean = block.norm.mean.float(), block.ff_norm.mean.float()
+        self.q = fold(block.norm, block.q.weight, dtype)
+        self.gate_up = fold(block.ff_norm, torch.cat([block.gate.weight, block.up.weight]), dtype)  # [2F, D]
+        self.o, self.down = (product.weight.detach().to(dtype) for product in (block.o, block.down))
+        self.opened, self.ff_opened = (torch.tanh(g) * block.scale for g in (block.attention_gate, block.ff_gate))
+
+    def __call__(self, hidden: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sees: Tensor | None) -> Tensor:
+        """As `GatedBlock.forward`, to rounding. Tokens that see nothing come out bit for bit as they went in."""
+        x = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+        y = look(linear(self.normed(x, self.mean), *self.q), self.q_norm, k, v, mask)
+        x = torch.addcmul(x, self.opened, linear(y, self.o))
+        gate, up = linear(self.normed(x, self.ff_mean), *self.gate_up).chunk(2, -1)
+        x = torch.addcmul(x, self.ff_opened, linear(silu(gate) * up, self.down)).to(hidden.dtype)
+        return x if sees is None else torch.where(sees[..., None], x, hidden)
+
+    def normed(self, x: Tensor, mean: Tensor) -> Tensor:
+        """x [B, T, D] -> [B, T, D], in the dtype of the products."""
+        return (rms_norm(x.float(), mean.shape, eps=1e-6) - mean).to(self.o.dtype)
+
+
+class State:
+    """By what it is noticed that a block's weights are no longer those that were folded.
+
+    Where they lie, how often torch saw them written, and some of their values: writes through `.data` are not counted.
+    """
+
+    def __init__(self, block: GatedBlock, dtype: torch.dtype) -> None:
+        weights = [*block.parameters(), *block.buffers()]
+        writes = [0 if weight.is_inference() else weight._version for weight in weights]
+        self.counts = dtype, [(w.data_ptr(), w.dtype, w.device, n) for w, n in zip(weights, writes, strict=True)]
+        self.values = torch.cat([w.detach().flatten()[:: 1 + w.numel() // SAMPLES].float() for w in weights])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, State) and self.counts == other.counts and torch.equal(self.values, other.values)
+
+
+def fold(norm: Whiten, weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Weight [F, D] and bias [F] of a product that does what the rotation, scale and shift and then `weight` do."""
+    with torch.autocast(weight.device.type, enabled=False):
+        weight = weight.float()
+        turned = (weight * norm.weight.float()) @ norm.rotation.float().T
+        return turned.to(dtype), (weight @ norm.bias.float()).to(dtype)
+
+
+def look(q: Tensor, norm: RMSNorm, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """q [B, T, H*d] -> [B, T, H*d]. The G query heads of a key head are folded into its queries."""
+    B, T, _ = q.shape
+    q = norm(q.unflatten(-1, (-1, k.shape[-1]))).to(v.dtype)  # [B, T, H, d]
+    q = q.unflatten(2, (k.shape[1], -1)).permute(0, 2, 3, 1, 4).flatten(2, 3)  # [B, K, G*T, d]
+    if mask is not None:
+        mask = mask[:, None].repeat(1, 1, q.shape[2] // T, 1)  # [B, 1, G*T, S]
+    return attend(q, k, v, mask).unflatten(2, (-1, T)).permute(0, 3, 1, 2, 4).reshape(B, T, -1)  # of [B, T, K, G, d]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v. On a CPU in plain products: the fused kernel's backward is 13x slower in bf16."""
-    if q.device.type != "cpu":
+    """softmax(q k^T / sqrt(d)) v.
+
+    In training on a CPU in plain products: the fused kernel's backward is 13x slower in bf16. Its forward is faster.
+    """
+    if q.device.type != "cpu" or not torch.is_grad_enabled():
         return scaled_dot_product_attention(q, k, v, attn_mask=mask)
     scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
     if mask is not None:

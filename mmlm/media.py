@@ -15,7 +15,6 @@ R rows, T text tokens, S media embeddings of a row, N embeddings from one featur
 
 from collections.abc import Sequence
 from copy import copy
-from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from mmlm.adapter import Adapter
+from mmlm.block import Folded
 from mmlm.recompute import again
 from vision.encoder import Features, Prepared
 
@@ -120,6 +120,8 @@ class View:
         if bool((self.gather == self.gather[:1]).all() & (self.owner == self.owner[:1]).all()):
             self.gather, self.owner = self.gather[:1], self.owner[:1]
         self.kv: dict[int, tuple[Tensor, Tensor]] = {}
+        self.folded: dict[int, Folded] = {}
+        self.here: tuple[int, int, int] | None = None
         self.sees: Tensor | None = None
         self.mask: Tensor | None = None
         self.first = 0
@@ -137,11 +139,15 @@ class View:
         """
         past = self.moved if past is None else past
         self.moved, self.shape = past + length, (rows, length)
-        device = self.index.device
-        columns = torch.arange(length, device=device) + torch.as_tensor(past, device=device)  # static caches count so
-        index = self.index[self.rows][:, columns.clamp(max=self.index.shape[1] - 1)]  # [rows that show any, T]
-        sees = index >= 0
         compiled = torch.compiler.is_compiling()  # what tensors hold is not asked then: it would break the graph
+        last, device = self.index.shape[1] - 1, self.index.device
+        here = None if compiled else (min(int(past), last), length, rows)
+        if here is not None and here == self.here:  # as for every token but the first of a generation
+            return
+        self.here = here
+        columns = torch.arange(length, device=device) + torch.as_tensor(past, device=device)  # static caches count so
+        index = self.index[self.rows][:, columns.clamp(max=last)]  # [rows that show any, T]
+        sees = index >= 0
         self.first = 0 if compiled else int((~sees).all(0).cumprod(0).sum())
         self.blind = self.first == length
         if self.blind:
@@ -174,25 +180,34 @@ class View:
         whole = hidden.to(self.media.device).unflatten(0, (len(self.index), -1))  # [R, copies, T, D]
         part = self.rows, slice(None), slice(self.first, None)
         some = whole[part]
-        gated = self.adapter.blocks[block]
-        streams = hidden[0, 0].numel() // gated.q.in_features
-        mask, sees = self.mask, self.sees
-        if streams > 1:
-            mask, sees = (t if t is None else t.repeat_interleave(streams, 1) for t in (mask, sees))
-        with casting(self.media.device, self.dtype):
-            k, v = self.keys_values(block)
-            run = partial(again, gated) if self.recompute else gated
-            seen = run(some.reshape(len(k), -1, gated.q.in_features), k, v, mask, sees).view(some.shape)
+        seen = self.gated(block, some.reshape(len(self.gather), -1, self.adapter.width)).view(some.shape)
         if some.shape != whole.shape:
             whole = whole.clone()
             whole[part] = seen
             seen = whole
         return seen.flatten(0, 1).to(hidden.device)
 
+    def gated(self, block: int, x: Tensor) -> Tensor:
+        """The block's own work: x [Q, queries, D] -> [Q, queries, D]."""
+        k, v = self.keys_values(block)
+        mask, sees = self.mask, self.sees
+        if sees is not None and x.shape[1] > sees.shape[1]:  # several streams
+            sees = sees.repeat_interleave(x.shape[1] // sees.shape[1], 1)
+        if mask is not None and x.shape[1] > mask.shape[1]:
+            mask = mask.repeat_interleave(x.shape[1] // mask.shape[1], 1)
+        its = self.adapter.blocks[block]
+        if torch.is_grad_enabled() or (torch.compiler.is_compiling() and block not in self.folded):
+            with casting(x.device, self.dtype):
+                return again(its, x, k, v, mask, sees) if self.recompute else its(x, k, v, mask, sees)
+        if block not in self.folded:  # once, as keys and values are: it looks at the block's weights
+            self.folded[block] = its.folded(v.dtype)
+        return self.folded[block](x, k, v, mask, sees)
+
     def keys_values(self, block: int) -> tuple[Tensor, Tensor]:
         """Keys and values [Q, K, S, d] of the block."""
         if block not in self.kv:
-            k, v = self.adapter.blocks[block].keys_values(self.media)
+            with casting(self.media.device, self.dtype):
+                k, v = self.adapter.blocks[block].keys_values(self.media)
             k, v = (x.index_select(0, self.gather.flatten()).unflatten(0, self.gather.shape) for x in (k, v))
             self.kv[block] = k.transpose(1, 2), v.transpose(1, 2)
         return self.kv[block]
@@ -200,7 +215,7 @@ class View:
     def at(self, index: Tensor) -> "View":
         """The same media, their keys and values shared, seen by the tokens of another text: `media_index` [R, T]."""
         other = copy(self)
-        other.index, other.moved = index, 0
+        other.index, other.moved, other.here, other.folded = index, 0, None, {}
         return other
 
     def joined(self, new: "View", before: int) -> "View":
@@ -213,7 +228,7 @@ class View:
         other.media = torch.cat([self.media, new.media])
         other.gather = torch.cat([self.gather, new.gather + len(self.media)], 1)
         other.owner = torch.cat([self.owner, new.owner + before], 1)
-        other.kv = {}
+        other.kv, other.here, other.folded = {}, None, {}
         for block, pair in self.kv.items():
             more = new.keys_values(block)
             other.kv[block] = torch.cat([pair[0], more[0]], 2), torch.cat([pair[1], more[1]], 2)

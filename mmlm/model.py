@@ -5,7 +5,7 @@ R rows, T text tokens, V vocabulary.
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, cast
 
@@ -251,7 +251,7 @@ class MultimodalLM(Pretrained):
             kwargs.setdefault("tokenizer", self.processor.tokenizer)
         assistant = kwargs.get("assistant_model")
         helped = drafting(self, assistant, kwargs) if isinstance(assistant, MultimodalLM) else nullcontext()
-        with casts_kept(self.device), helped, self.looking(kwargs):
+        with helped, self.looking(kwargs):
             return self.decoder.generate(**kwargs)  # type: ignore[operator]  # of a mixin that subclasses have
 
     def stream(self, images: Any = None, prompt: Text = "", **kwargs: Any) -> Iterator[str]:
@@ -282,17 +282,6 @@ class MultimodalLM(Pretrained):
         content = words + shown if self.config.image_last else shown + words
         system = [] if self.config.system is None else [{"role": "system", "content": self.config.system}]
         return [*system, {"role": "user", "content": content}]
-
-
-@contextmanager
-def casts_kept(device: torch.device) -> Iterator[None]:
-    """Within it, autocast casts each adapter weight once, not once per token.
-
-    Autocast drops its casts when the outermost autocast context ends. This one does nothing else: the decoder, whose
-    numerics are its own, runs without autocast.
-    """
-    with torch.autocast(device.type, enabled=False):
-        yield
 
 
 def for_decoder(kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""One gated block: exact where it must be, and attention as the books have it."""
+"""One gated block: exact where it must be, attention as the books have it, and the same when it is folded."""
+
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 
 import pytest
 import torch
@@ -12,10 +15,10 @@ from mmlm.config import AdapterConfig
 D, M = 32, 24
 
 
-def a_block(heads=4, kv_heads=2, gate=0.8, seed=0):
+def a_block(heads=4, kv_heads=2, gate=0.8, seed=0, d=8):
     torch.manual_seed(seed)
     block = GatedBlock(
-        AdapterConfig(hidden=D, media_dim=M, heads=heads, kv_heads=kv_heads, head_dim=8, ff_factor=1.5, layers=[0])
+        AdapterConfig(hidden=D, media_dim=M, heads=heads, kv_heads=kv_heads, head_dim=d, ff_factor=1.5, layers=[0])
     )
     with torch.no_grad():
         for module in block.modules():
@@ -32,6 +35,18 @@ def seen(block, rows, length):
     return (x.unflatten(0, (rows, length)).transpose(1, 2).detach() for x in (k, v))
 
 
+def fitted(block):
+    """The block as calibration and training leave it: no weight of it is what it began as."""
+    with torch.no_grad():
+        for norm in (block.norm, block.ff_norm):
+            norm.fit(torch.randn(200, D) @ torch.randn(D, D) + 5 * torch.randn(D))
+        for weights in (block.norm, block.ff_norm, block.q_norm, block.k_norm):
+            for weight in weights.parameters():
+                weight.add_(0.3 * torch.randn_like(weight))
+        block.scale.copy_(torch.rand(D) + 0.5)
+    return block
+
+
 @given(
     sees=st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=1, max_size=3),
     gate=st.floats(-3, 3),
@@ -43,10 +58,11 @@ def test_tokens_that_see_nothing_come_out_as_they_went_in(sees, gate, dtype):
     sees = torch.tensor(sees)
     hidden = (torch.randn(*sees.shape, D) * 50).to(dtype)
     k, v = seen(block, len(sees), 7)
-    out = block(hidden, k, v, None, sees)
-    assert out.dtype == dtype
-    assert torch.equal(out[~sees], hidden[~sees])
-    assert torch.isfinite(out).all()
+    for run in (block, block.folded(torch.float32)):
+        out = run(hidden, k, v, None, sees)
+        assert out.dtype == dtype
+        assert torch.equal(out[~sees], hidden[~sees])
+        assert torch.isfinite(out).all()
 
 
 @given(scale=st.floats(1e-3, 1e3), dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]))
@@ -54,7 +70,8 @@ def test_tokens_that_see_nothing_come_out_as_they_went_in(sees, gate, dtype):
 def test_with_gates_shut_all_come_out_as_they_went_in(scale, dtype):
     block = a_block(gate=0.0)
     hidden = (torch.randn(2, 5, D, dtype=torch.float64) * scale).to(dtype)
-    assert torch.equal(block(hidden, *seen(block, 2, 7), None, None), hidden)
+    for run in (block, block.folded(torch.float32)):
+        assert torch.equal(run(hidden, *seen(block, 2, 7), None, None), hidden)
 
 
 def test_a_new_block_is_shut():
@@ -130,3 +147,138 @@ def test_blind_tokens_send_no_gradient_and_no_nan():
     assert all(grad is None or not grad.any() for grad in grads[1:])
     grads = torch.autograd.grad(out[sees].square().sum(), [hidden, *block.parameters()], allow_unused=True)
     assert all(grad is None or torch.isfinite(grad).all() for grad in grads)
+
+
+@given(
+    heads=st.sampled_from([(1, 1), (2, 1), (4, 2), (6, 2), (3, 3)]),
+    d=st.sampled_from([4, 8, 24]),
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 9)),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    masked=st.booleans(),
+    fit=st.booleans(),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=60)
+def test_folded_it_is_as_near_to_the_exact_result(heads, d, shape, dtype, masked, fit, seed):
+    """Against the block in fp32; in 16 bits folding rounds less often than the block does under autocast."""
+    block = a_block(*heads, seed=seed, d=d)
+    block = fitted(block) if fit else block
+    rows, length, media = shape
+    hidden, (k, v) = (torch.randn(rows, length, D) * 3).to(dtype), seen(block, rows, media)
+    mask = torch.rand(rows, length, media) > 0.4 if masked else None
+    sees = torch.rand(rows, length) > 0.3 if masked else None
+    if mask is not None:
+        mask[..., 0] = True
+    with torch.no_grad():
+        exact = block(hidden.float(), k, v, mask, sees)
+        k, v = k.to(dtype), v.to(dtype)
+        with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
+            plain = block(hidden, k, v, mask, sees)
+        folded = block.folded(dtype)(hidden, k, v, mask, sees)
+    assert folded.dtype == dtype
+    if dtype == torch.float32:
+        torch.testing.assert_close(folded, plain, atol=1e-4, rtol=1e-4)
+    off = [(result.float() - exact).square().mean().sqrt() for result in (folded, plain)]
+    assert off[0] <= 1.5 * off[1] + 1e-3 * exact.std() + 1e-5
+
+
+def stepped(optimizer, **settings):
+    """A change: one step of an optimizer."""
+
+    def step(block):
+        for weight in block.parameters():
+            weight.grad = torch.randn_like(weight)
+        optimizer(block.parameters(), lr=0.1, **settings).step()
+
+    return step
+
+
+def other_weights(block):
+    return {name: weight + 0.5 for name, weight in block.state_dict().items()}
+
+
+@torch.inference_mode()
+def written_in_inference_mode(block):
+    block.gate.weight.mul_(2)
+
+
+def copied_into_data(block):
+    """As averages of weights are swapped in by some: torch does not count it."""
+    for weight in block.parameters():
+        weight.data.copy_(weight.data + 0.5)
+
+
+def new_data(block):
+    for weight in block.parameters():
+        weight.data = weight.data + 0.5
+
+
+CHANGES = {
+    "SGD": stepped(torch.optim.SGD),
+    "Adam, one weight at a time": stepped(torch.optim.AdamW, foreach=False),
+    "Adam, many": stepped(torch.optim.AdamW, foreach=True),
+    "Adam, fused": stepped(torch.optim.AdamW, fused=True),
+    "weights loaded": lambda block: block.load_state_dict(other_weights(block)),
+    "weights assigned": lambda block: block.load_state_dict(other_weights(block), assign=True),
+    "a gate": torch.no_grad()(lambda block: block.ff_gate.fill_(block.ff_gate / 2)),
+    "one value of a weight": torch.no_grad()(lambda block: block.down.weight[3, 5].add_(1)),
+    "calibrated": fitted,
+    "inference mode": written_in_inference_mode,
+    "copied into .data": copied_into_data,
+    "other .data": new_data,
+    "another module": lambda block: setattr(block, "up", torch.nn.Linear(D, block.up.out_features, bias=False)),
+    "to 16 bits": lambda block: block.bfloat16(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=list(CHANGES))
+@pytest.mark.parametrize("twice", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_changed_weights_are_folded_anew(change, twice, dtype):
+    block = a_block()
+    hidden, (k, v) = torch.randn(2, 3, D), seen(block, 2, 7)
+    k, v = k.to(dtype), v.to(dtype)
+    for _ in range(1 + twice):
+        before = block.folded(dtype)
+        assert block.folded(dtype) is before
+        was = before(hidden, k, v, None, None)
+        change(block)
+        after = block.folded(dtype)
+        fresh = deepcopy(block)
+        fresh.kept = None
+        assert torch.equal(after(hidden, k, v, None, None), fresh.folded(dtype)(hidden, k, v, None, None))
+        assert change is CHANGES["to 16 bits"] or not torch.equal(after(hidden, k, v, None, None), was)
+
+
+def test_each_dtype_is_folded_for_itself():
+    block = a_block()
+    assert [block.folded(dtype).o.dtype for dtype in (torch.float32, torch.bfloat16, torch.float32)] == [
+        torch.float32,
+        torch.bfloat16,
+        torch.float32,
+    ]
+
+
+def test_threads_that_fold_at_once_all_get_theirs():
+    block = a_block()
+    dtypes = [torch.float32, torch.bfloat16] * 40
+    with ThreadPoolExecutor(8) as threads:
+        assert [folded.o.dtype for folded in threads.map(block.folded, dtypes)] == dtypes
+
+
+def test_in_training_nothing_folded_is_kept():
+    block = a_block()
+    folded = block.folded(torch.float32)
+    assert not any(part.requires_grad for part in (*folded.q, *folded.gate_up, folded.o, folded.down))
+    block(torch.randn(1, 2, D), *seen(block, 1, 7), None, None)
+    assert block.kept is None
+    assert not any("kept" in name for name in block.state_dict())
+
+
+def test_a_block_made_in_inference_mode_is_folded():
+    with torch.inference_mode():
+        block = a_block()
+        was = block.folded(torch.float32)
+        assert block.folded(torch.float32) is was
+        block.gate.weight.mul_(2)  # of such tensors torch counts nothing
+        assert block.folded(torch.float32) is not was

@@ -205,6 +205,42 @@ def test_keys_and_values_are_computed_once_and_not_copied():
     assert a_view(collate(images, [[0, 1]] * 2, index), "latest").keys_values(0)[0].shape == (1, 1, 7, 4)
 
 
+@given(batches(), st.lists(st.tuples(st.integers(0, 8), st.integers(1, 3), st.integers(1, 2)), min_size=2, max_size=5))
+def test_where_it_was_before_makes_no_difference(drawn, moves):
+    images, rows, index = drawn
+    batch = collate(images, rows, index)
+    if not batch:
+        return
+    view = a_view(batch, "latest")
+    for past, length, copies in moves:
+        fresh = a_view(batch, "latest")
+        for one in (view, fresh):
+            one.move(past, length, copies * len(rows))
+        assert view.blind == fresh.blind
+        for one, two in ((view.sees, fresh.sees), (view.mask, fresh.mask)):
+            assert view.blind or (one is None and two is None) or torch.equal(one, two)
+        view = view.at(index.flip(0)) if past == 0 else view
+        if past == 0:
+            index = index.flip(0)
+            batch = batch | {"media_index": index}
+
+
+def test_with_gradients_and_without_it_shows_the_same():
+    batch = collate([features(0, (3, 2)), features(1, (1, 1))], [[0], [1, 0]], torch.tensor([[-1, 0, 0], [0, 0, 1]]))
+    view = a_view(batch, "latest")
+    view.move(0, 3, 2)
+    hidden = torch.randn(2, 3, 8)
+    plain = view.look(0, hidden)
+    assert plain.requires_grad and not view.folded
+    with torch.no_grad():
+        without = view.look(0, hidden)
+    torch.testing.assert_close(without, plain.detach())
+    kept = view.folded[0]
+    with torch.no_grad():
+        view.look(0, hidden)
+    assert view.folded[0] is kept
+
+
 @pytest.mark.parametrize("rows", [[], [[]], [[], []]])
 def test_a_batch_without_images_has_no_media(rows):
     assert collate([], rows, torch.zeros(len(rows), 2).long()) == {}
