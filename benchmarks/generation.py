@@ -14,6 +14,7 @@ tile, seen by every token, and every gate is half open. A line of JSON for each 
 import argparse
 import json
 import os
+import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -168,8 +169,9 @@ def machine() -> str:
     """What it runs on."""
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
-    fast = [name for name, has in torch.cpu.get_capabilities().items() if has is True]
-    return f"{torch.get_num_threads()} threads, torch {torch.__version__}, {' '.join(sorted(fast))}"
+    has = torch.cpu.get_capabilities()
+    fast = [name for name in ("avx2", "avx512_f", "avx512_bf16", "amx_bf16") if has.get(name)]
+    return f"{torch.get_num_threads()} threads, torch {torch.__version__}, {' '.join(fast) or platform.machine()}"
 
 
 def results(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
