@@ -1,5 +1,8 @@
 """What users of transformers, PEFT and TRL do with any model, done with this one."""
 
+import copy
+import io
+
 import pytest
 import timm
 import torch
@@ -57,6 +60,20 @@ def test_it_is_what_transformers_calls_a_model(model):
     assert model.get_output_embeddings() is model.decoder.get_output_embeddings()
     assert model.config.get_text_config() is model.decoder.config
     assert model.dtype == model.decoder.dtype == torch.float32
+
+
+def test_it_is_copied_and_pickled_with_its_eyes(model, picture):
+    batch = model.processor(picture(1), "What is<image> it?")
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    with torch.no_grad():
+        logits = model(**batch).logits
+        for other in (copy.deepcopy(model), torch.load(file, weights_only=False)):
+            assert torch.equal(other(**batch).logits, logits)
+            other.adapter.blocks[0].ff_gate.fill_(0.1)
+            assert not torch.equal(other(**batch).logits, logits)
+        assert torch.equal(model(**batch).logits, logits)
 
 
 def test_the_auto_classes_know_it(run, picture):

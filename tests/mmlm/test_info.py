@@ -62,6 +62,21 @@ def test_a_saved_adapter_is_told_of(folder, tmp_path, capsys):
     assert "a saved adapter has its own every; leave them out" in capsys.readouterr().err
 
 
+def test_what_else_is_trained_is_told(folder, tmp_path, capsys):
+    save_for_hf(timm.create_model("test_efficientnet"), tmp_path / "eyes")
+    more = {"lora": {"r": 4}, "unfreeze": ["vision.*conv_stem*"]}
+    model = MultimodalLM.from_parts(decoder=folder, vision=tmp_path / "eyes", **more)
+    model.save_pretrained(tmp_path / "run")
+    assert cli.main(["info", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().out
+    assert "frozen but for LoRA of rank 4" in said and "frozen but for 1 of its tensors unfrozen" in said
+    assert "NOT exact" in said
+    info = inspect(str(tmp_path / "run"))
+    assert info.trained == model.trained
+    assert sum(map(info.learnt, info.parts)) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert "NOT exact" not in report(inspect(folder, vision=f"local-dir:{tmp_path / 'eyes'}", unfreeze=["vision.*"]))
+
+
 @pytest.mark.parametrize("name", ["nowhere/at-all", "gpt4-rumor"])
 def test_what_is_no_model_is_refused(name, capsys):
     assert cli.main(["info", name]) == 1
