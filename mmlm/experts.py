@@ -1,8 +1,10 @@
-"""Experts for CPUs: the rows of each expert padded to a multiple of 64.
+"""Experts for CPUs: the rows of each expert padded, to a number that does not depend on where a router sends them.
 
 oneDNN compiles a kernel for every new shape of a bf16 product, and the rows that a router sends to an expert are a new
 number at every step: on a 2-core machine the gradient of a product took 10 ms at its first shape and 0.75 ms from the
-second time on. With rows padded there are few shapes. transformers' `grouped_mm` has no such padding.
+second time on. With rows padded there are few shapes. transformers' `grouped_mm` has no such padding. A product's last
+bits depend on its rows, too, up to 64 of them: so that a token gets the same bits however the others are routed, that
+many follow from the number of tokens alone.
 
 N tokens, k experts of each, D width.
 """
@@ -17,7 +19,7 @@ from transformers import PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 NAME = "padded_mm"
-ROWS = 64
+ROWS = 64  # that padding goes up to
 MOST = 192  # rows of one product. With [1536, 576] oneDNN's bits are other ones from 256 rows on in fp32, 384 in bf16
 
 
@@ -49,6 +51,7 @@ def padded_experts(self: Experts, hidden: Tensor, top_k_index: Tensor, top_k_wei
         return ALL_EXPERTS_FUNCTIONS["grouped_mm"](self, hidden, top_k_index, top_k_weights)
     layers = Layers(self)
     tokens, k = top_k_index.shape
+    width = min(ROWS, 1 << (tokens - 1).bit_length())  # no expert gets more rows than there are tokens
     expert = top_k_index.reshape(-1)
     order = expert.argsort(stable=True)
     results = []
@@ -56,7 +59,7 @@ def padded_experts(self: Experts, hidden: Tensor, top_k_index: Tensor, top_k_wei
     for number, count in enumerate(torch.bincount(expert, minlength=self.num_experts).tolist()):
         if count:
             for rows in (order[first : first + count] // k).split(MOST):
-                x = hidden.index_select(0, pad(rows, (0, -len(rows) % ROWS)))
+                x = hidden.index_select(0, pad(rows, (0, -len(rows) % width)))
                 results.append(layers(number, x)[: len(rows)])
             first += count
     back = torch.empty_like(order).index_put((order,), torch.arange(len(order), device=order.device))

@@ -19,6 +19,15 @@ def experts(tiny_decoder):
     return decoder.model.layers[0].mlp.experts
 
 
+@pytest.fixture(scope="module")
+def wide(tiny_decoder):
+    """The experts of one layer as wide as SmolLM2's, by dtype."""
+    decoder = tiny_decoder(hidden_size=576, intermediate_size=1536, num_attention_heads=9, num_hidden_layers=1)
+    return {
+        dtype: copy.deepcopy(decoder).to(dtype).model.layers[0].mlp.experts for dtype in (torch.float32, torch.bfloat16)
+    }
+
+
 def run(experts, implementation, *args):
     experts.config._experts_implementation, kept = implementation, experts.config._experts_implementation
     try:
@@ -72,16 +81,17 @@ def test_what_a_token_gets_does_not_depend_on_the_others(experts, drawn, seed):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_it_does_not_depend_on_how_many_go_the_same_way(dtype, tiny_decoder):
+@pytest.mark.parametrize("tokens", [1, 2, 3, 5, 8, 16, 31, 64, 65, 150, 400, 800])
+def test_it_does_not_depend_on_how_many_go_the_same_way(tokens, dtype, wide):
     """At SmolLM2's widths: oneDNN's products of narrow matrices give the same bits however many rows there are."""
-    decoder = tiny_decoder(hidden_size=576, intermediate_size=1536, num_attention_heads=9, num_hidden_layers=1)
-    experts = decoder.to(dtype).model.layers[0].mlp.experts
-    hidden = torch.randn(800, 576, generator=torch.Generator().manual_seed(0)).to(dtype)
-    index, weights = torch.tensor([[0, 1]]).repeat(800, 1), torch.full((800, 2), 0.5).to(dtype)
+    experts = wide[dtype]
+    hidden = torch.randn(tokens, 576, generator=torch.Generator().manual_seed(0)).to(dtype)
+    index, weights = torch.tensor([[0, 1]]).repeat(tokens, 1), torch.full((tokens, 2), 0.5).to(dtype)
     with torch.no_grad():
-        alone = run(experts, NAME, hidden[:1], index[:1], weights[:1])
-        for others in (150, 250, 400, 800):
-            assert run(experts, NAME, hidden[:others], index[:others], weights[:others])[:1].equal(alone), others
+        together = run(experts, NAME, hidden, index, weights)[:1]
+        for same in {1, tokens // 2, tokens - 1} - {0}:  # the others go another way
+            parted = torch.where((torch.arange(tokens) < same)[:, None], index, index + 2)
+            assert run(experts, NAME, hidden, parted, weights)[:1].equal(together), same
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
