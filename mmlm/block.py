@@ -14,6 +14,7 @@ from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, 
 
 from mmlm.config import AdapterConfig
 
+EPS = 1e-6  # of RMS norms
 SAMPLES = 1024  # values of each weight by which a change is noticed that torch does not count
 
 
@@ -25,7 +26,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x.float(), self.weight.shape, self.weight.float(), 1e-6)
+        return rms_norm(x.float(), self.weight.shape, self.weight.float(), EPS)
 
 
 class Whiten(nn.Module):
@@ -44,7 +45,7 @@ class Whiten(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = rms_norm(x.float(), self.weight.shape, eps=1e-6) - self.mean.float()
+        x = rms_norm(x.float(), self.weight.shape, eps=EPS) - self.mean.float()
         return (x @ self.rotation).float() * self.weight.float() + self.bias.float()
 
     @torch.no_grad()
@@ -55,7 +56,7 @@ class Whiten(nn.Module):
             shrink: share of the mean variance added to that of every direction, so that directions of which the samples
                 say nothing are not blown up.
         """
-        normed = rms_norm(samples.float(), self.weight.shape, eps=1e-6)
+        normed = rms_norm(samples.float(), self.weight.shape, eps=EPS)
         self.mean.copy_(normed.mean(0))
         centred = (normed - self.mean).double()
         variance, directions = torch.linalg.eigh(centred.T @ centred / len(centred))
@@ -111,7 +112,8 @@ class GatedBlock(nn.Module):
 
     def attention(self, x: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """x [B, T, D] -> [B, T, D]."""
-        return self.o(look(self.q(x), self.q_norm, k, v, mask))
+        q = self.q_norm(self.q(x).unflatten(-1, (-1, self.d))).to(v.dtype)  # [B, T, H, d]
+        return self.o(look(q, k, v, mask))
 
     @torch.no_grad()
     def folded(self, dtype: torch.dtype) -> "Folded":
@@ -131,8 +133,8 @@ class Folded:
     """
 
     def __init__(self, block: GatedBlock, dtype: torch.dtype, state: "State") -> None:
-        self.state, self.q_norm = state, block.q_norm
-        self.mean, self.ff_mean = block.norm.mean.float(), block.ff_norm.mean.float()
+        self.state, self.q_norm = state, block.q_norm.weight.float()
+        self.shift, self.ff_shift = -block.norm.mean.float(), -block.ff_norm.mean.float()
         self.q = fold(block.norm, block.q.weight, dtype)
         self.gate_up = fold(block.ff_norm, torch.cat([block.gate.weight, block.up.weight]), dtype)  # [2F, D]
         self.o, self.down = (product.weight.detach().to(dtype) for product in (block.o, block.down))
@@ -141,15 +143,18 @@ class Folded:
     def __call__(self, hidden: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sees: Tensor | None) -> Tensor:
         """As `GatedBlock.forward`, to rounding. Tokens that see nothing come out bit for bit as they went in."""
         x = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
-        y = look(linear(self.normed(x, self.mean), *self.q), self.q_norm, k, v, mask)
+        q = linear(torch.addcmul(self.shift, x, rms(x)).to(v.dtype), *self.q).unflatten(-1, (-1, v.shape[-1]))
+        y = look((q * rms(q) * self.q_norm).to(v.dtype), k, v, mask)
         x = torch.addcmul(x, self.opened, linear(y, self.o))
-        gate, up = linear(self.normed(x, self.ff_mean), *self.gate_up).chunk(2, -1)
+        gate, up = linear(torch.addcmul(self.ff_shift, x, rms(x)).to(v.dtype), *self.gate_up).chunk(2, -1)
         x = torch.addcmul(x, self.ff_opened, linear(silu(gate) * up, self.down)).to(hidden.dtype)
         return x if sees is None else torch.where(sees[..., None], x, hidden)
 
-    def normed(self, x: Tensor, mean: Tensor) -> Tensor:
-        """x [B, T, D] -> [B, T, D], in the dtype of the products."""
-        return (rms_norm(x.float(), mean.shape, eps=1e-6) - mean).to(self.o.dtype)
+
+def rms(x: Tensor) -> Tensor:
+    """What an RMS norm multiplies x [..., width] with, in fp32 [..., 1]: on a CPU half as many calls as torch's own."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+    return torch.rsqrt(norm.square() / x.shape[-1] + EPS)
 
 
 class State:
@@ -176,10 +181,9 @@ def fold(norm: Whiten, weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tens
         return turned.to(dtype), (weight @ norm.bias.float()).to(dtype)
 
 
-def look(q: Tensor, norm: RMSNorm, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """q [B, T, H*d] -> [B, T, H*d]. The G query heads of a key head are folded into its queries."""
-    B, T, _ = q.shape
-    q = norm(q.unflatten(-1, (-1, k.shape[-1]))).to(v.dtype)  # [B, T, H, d]
+def look(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """q [B, T, H, d] -> [B, T, H*d]. The G query heads of a key head are folded into its queries."""
+    B, T = q.shape[:2]
     q = q.unflatten(2, (k.shape[1], -1)).permute(0, 2, 3, 1, 4).flatten(2, 3)  # [B, K, G*T, d]
     if mask is not None:
         mask = mask[:, None].repeat(1, 1, q.shape[2] // T, 1)  # [B, 1, G*T, S]

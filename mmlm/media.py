@@ -115,7 +115,7 @@ class View:
         self.adapter, self.media, self.attend, self.dtype, self.recompute = adapter, media, attend, dtype, recompute
         self.gather, self.owner, self.index = batch["media_gather"], batch["media_owner"], batch["media_index"]
         shows = (self.owner >= 0).any(1)
-        self.rows = slice(None) if bool(shows.all()) else shows.nonzero()[:, 0]
+        self.rows = slice(None) if bool(shows.all()) else shows.nonzero()[:, 0].tolist()
         self.gather, self.owner = self.gather[self.rows], self.owner[self.rows]
         if bool((self.gather == self.gather[:1]).all() & (self.owner == self.owner[:1]).all()):
             self.gather, self.owner = self.gather[:1], self.owner[:1]
@@ -177,15 +177,15 @@ class View:
                 f"{self.shape[0]} rows of {self.shape[1]} tokens are {list(hidden.shape)} in this decoder's layers: a "
                 "gated block takes [rows, tokens, width]; choose another decoder"
             )
-        whole = hidden.to(self.media.device).unflatten(0, (len(self.index), -1))  # [R, copies, T, D]
+        folded = len(self.gather), -1, self.adapter.width  # copies and streams are so many more queries
+        whole = hidden.to(self.media.device)
+        if self.rows == slice(None) and not self.first:
+            return self.gated(block, whole.reshape(folded)).view(hidden.shape).to(hidden.device)
+        whole = whole.unflatten(0, (len(self.index), -1))  # [R, copies, T, D]
         part = self.rows, slice(None), slice(self.first, None)
-        some = whole[part]
-        seen = self.gated(block, some.reshape(len(self.gather), -1, self.adapter.width)).view(some.shape)
-        if some.shape != whole.shape:
-            whole = whole.clone()
-            whole[part] = seen
-            seen = whole
-        return seen.flatten(0, 1).to(hidden.device)
+        some, whole = whole[part], whole.clone()
+        whole[part] = self.gated(block, some.reshape(folded)).view(some.shape)
+        return whole.flatten(0, 1).to(hidden.device)
 
     def gated(self, block: int, x: Tensor) -> Tensor:
         """The block's own work: x [Q, queries, D] -> [Q, queries, D]."""
