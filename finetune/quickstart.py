@@ -62,7 +62,7 @@ def quickstart(config: QuickstartConfig, folder: Path, *, resume: bool = False, 
     with timed(seconds, "convert"):
         zoo.ensure_decoder()
     torch.manual_seed(config.seed)
-    model = MultimodalLM.from_parts(start=config.blocks_from, every=1, system="", image_last=True)
+    model = MultimodalLM.from_parts(start=config.blocks_from, every=1, ff_factor=3.0, system="", image_last=True)
     cache = FeatureCache(model.vision, zoo.home() / "features")
 
     print(f"\nimages: {EASY_VQA_CREDIT}\n        {CREDIT}\n", file=sys.stderr)

@@ -48,8 +48,8 @@ class AdapterConfig(PreTrainedConfig):
     """Key and value heads of the cross-attention; 1 is multi-query attention."""
     head_dim: int = 64
     """Width of one head."""
-    ff_factor: float = 3.0
-    """Width of a block's feed-forward over the decoder's width."""
+    ff_factor: float = 1.5
+    """Width of a block's feed-forward over the decoder's width. What it weighs is read again for every token."""
     media_dim: int = 64
     """Width of a media embedding after projection."""
     attend: str = "latest"

@@ -209,7 +209,7 @@ class View:
             with casting(self.media.device, self.dtype):
                 k, v = self.adapter.blocks[block].keys_values(self.media)
             k, v = (x.index_select(0, self.gather.flatten()).unflatten(0, self.gather.shape) for x in (k, v))
-            self.kv[block] = k.transpose(1, 2), v.transpose(1, 2)
+            self.kv[block] = k.transpose(1, 2).contiguous(), v.transpose(1, 2).contiguous()  # every token reads them
         return self.kv[block]
 
     def at(self, index: Tensor) -> "View":
