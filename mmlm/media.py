@@ -196,7 +196,8 @@ class View:
         if mask is not None and x.shape[1] > mask.shape[1]:
             mask = mask.repeat_interleave(x.shape[1] // mask.shape[1], 1)
         its = self.adapter.blocks[block]
-        if torch.is_grad_enabled() or (torch.compiler.is_compiling() and block not in self.folded):
+        folds = block in self.folded or (its.plain and not torch.compiler.is_compiling())
+        if torch.is_grad_enabled() or not folds:
             with casting(x.device, self.dtype):
                 return again(its, x, k, v, mask, sees) if self.recompute else its(x, k, v, mask, sees)
         if block not in self.folded:  # once, as keys and values are: it looks at the block's weights

@@ -258,6 +258,20 @@ def test_peft_trains_the_adapter_too_if_asked(make_model, picture):
     assert any("lora_B" in name for name in learnt) and any("attention_gate" in name for name in learnt)
 
 
+def test_peft_in_the_adapters_own_blocks_counts_without_gradients_too(model, picture):
+    """Where blocks are folded, which is of their weights alone."""
+    batch = model.processor(picture(1), "What is<image> it?")
+    tuned = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
+    with torch.no_grad():
+        before = tuned(**batch).logits
+        for name, weight in tuned.named_parameters():
+            if "adapter.blocks" in name and "lora_B" in name:
+                weight.fill_(0.3)
+        after = tuned(**batch).logits
+    assert not torch.allclose(after, before, atol=0.1)
+    torch.testing.assert_close(after, tuned(**batch).logits.detach(), atol=1e-3, rtol=1e-3)
+
+
 @pytest.mark.parametrize("lora", [False, True])
 def test_trl_fine_tunes_it(lora, make_model, picture, tmp_path):
     model = make_model()
