@@ -32,7 +32,7 @@ from mmlm.processor import Message, Processor, Text, is_one
 from mmlm.recompute import Recompute
 from mmlm.splice import Splice
 from mmlm.stream import pieces
-from mmlm.trained import choose_trained, fingerprints
+from mmlm.trained import choose_trained, fingerprints, train_tuned
 from vision.backbone import MODULE, load_backbone
 from vision.encoder import VisionEncoder
 from vision.images import Source
@@ -155,9 +155,10 @@ class MultimodalLM(Pretrained):
         return model.eval()
 
     def train(self, mode: bool = True) -> "MultimodalLM":
-        """As in torch, for the adapter alone: the frozen parts stay in eval mode."""
+        """As in torch, for the adapter and LoRA alone: the frozen parts stay in eval mode."""
         self.training = mode
         self.adapter.train(mode)
+        train_tuned(self, mode)
         return self
 
     # -- from tokens to logits ----------------------------------------------------------------------------------------

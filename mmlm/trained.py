@@ -95,6 +95,14 @@ def tuned(model: nn.Module) -> Iterator[tuple[str, Any]]:
             yield name, module
 
 
+def train_tuned(model: nn.Module, mode: bool) -> None:
+    """Low-rank adapters drop out in training, and not in eval mode; the layers that they are for are in eval mode."""
+    for module in model.modules():  # not `tuned`: without LoRA nobody need wait for peft
+        if hasattr(module, "get_base_layer"):
+            module.train(mode)
+            module.get_submodule("base_layer").eval()
+
+
 def lora_fields(settings: Any) -> dict[str, Any]:
     """What of a `peft.LoraConfig` is not its default, in plain values that JSON can hold."""
     usual = type(settings)().to_dict()

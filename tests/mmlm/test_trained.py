@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
 from mmlm.model import MultimodalLM
@@ -151,6 +151,24 @@ def test_lora_is_saved_and_loaded(
     with torch.no_grad():
         assert torch.equal(again(**batch).logits, logits)
     assert "LoRA" in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.parametrize("ours", [True, False], ids=["lora", "peft"])
+def test_low_rank_adapters_drop_out_in_training_alone(ours, make_model, picture):
+    settings = {"r": 4, "lora_dropout": 0.5, "target_modules": ["q_proj", "v_proj"]}
+    model = make_model(lora=settings) if ours else get_peft_model(make_model(), LoraConfig(**settings))
+    own = model if ours else model.get_base_model()
+    batch = own.processor(picture(1), "What is<image> it?")
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.fill_(0.3)
+        model.eval()
+        assert torch.equal(model(**batch).logits, model(**batch).logits)
+        model.train()
+        assert not torch.equal(model(**batch).logits, model(**batch).logits)
+    training = {name for name, module in own.decoder.named_modules() if module.training}
+    assert training and all("lora_" in name or name.endswith(("q_proj", "v_proj")) for name in training)
 
 
 def test_lora_and_unfreezing_go_together(make_model, own_vision):
