@@ -63,7 +63,7 @@ class Pretrained(PreTrainedModel, GenerationMixin):
         """
         if not is_main_process:
             return
-        if self.merged and any(".base_layer." in name for name in self.trained):
+        if self.merged and any(".base_layer." in name and ".lora_" not in name for name in self.trained):
             raise ValueError("LoRA is merged into weights that are trained themselves: save before, or unmerge_lora()")
         places = self.saved()
         weights = places if state_dict is None else {name: state_dict[name] for name in places}
