@@ -45,9 +45,13 @@ def choose_trained(model: nn.Module, config: AdapterConfig) -> frozenset[str]:
 
 
 def unfrozen(module: nn.Module, patterns: Sequence[str], prefix: str = "") -> set[str]:
-    """Names of the module's parameters that any of the patterns matches, as they were before LoRA."""
-    names = (base_name(name) for name, _ in module.named_parameters(prefix))
-    return {name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)}
+    """Names of the module's parameters that any of the patterns matches, as they were before LoRA.
+
+    Tied weights have several names: with one of them the others are unfrozen.
+    """
+    named = [(base_name(name), weight) for name, weight in module.named_parameters(prefix, remove_duplicate=False)]
+    chosen = {id(weight) for name, weight in named if any(fnmatchcase(name, pattern) for pattern in patterns)}
+    return {name for name, weight in named if id(weight) in chosen}
 
 
 def fingerprints(model: nn.Module, patterns: Sequence[str]) -> dict[str, str]:

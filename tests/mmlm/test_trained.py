@@ -96,6 +96,20 @@ def test_what_is_unfrozen_is_saved_and_loaded(
             MultimodalLM.from_pretrained(tmp_path, decoder=tiny_decoder(1), **parts)
 
 
+@pytest.mark.parametrize("patterns", [["*"], ["decoder.lm_head*"], ["decoder.*embed_tokens*"]], ids=str)
+def test_tied_embeddings_are_unfrozen_by_either_name(
+    patterns, make_model, tiny_vision, tiny_decoder, tokenizer, picture, tmp_path
+):
+    vision = copy.deepcopy(tiny_vision)
+    model = stirred(make_model(tiny_decoder(tie_word_embeddings=True), unfreeze=patterns, vision=vision))
+    model.save_pretrained(tmp_path)
+    parts = {"tokenizer": tokenizer, "vision": copy.deepcopy(tiny_vision)}
+    again = MultimodalLM.from_pretrained(tmp_path, decoder=tiny_decoder(tie_word_embeddings=True), **parts)
+    batch = model.processor(picture(1), "What is<image> it?")
+    with torch.no_grad():
+        assert torch.equal(again(**batch).logits, model(**batch).logits)
+
+
 def test_a_pattern_that_matches_nothing_is_refused(make_model):
     with pytest.raises(ValueError, match=r"unfreeze: 'encoder\.\*' matches no parameter"):
         make_model(unfreeze=["encoder.*"])
