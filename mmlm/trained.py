@@ -14,6 +14,7 @@ from mmlm.config import AdapterConfig
 from mmlm.decoder import base_name, fingerprint, freeze
 from vision.fold import ConvReLU6
 
+STARTS = (True, False, "gaussian", "orthogonal")  # of init_lora_weights those that leave the weights it is for alone
 ATTENTION = ("attn", "attention")  # in the names of modules that hold a layer's projections
 
 
@@ -64,11 +65,20 @@ def fingerprints(model: nn.Module, patterns: Sequence[str]) -> dict[str, str]:
 
 
 def inject(model: nn.Module, lora: dict[str, Any]) -> None:
-    """Puts low-rank adapters into the model. ValueError if the settings do not fit it, or would not merge."""
+    """Puts low-rank adapters into the model.
+
+    ValueError if the settings do not fit it, would not merge, or would change or train weights that are not saved.
+    """
     from peft import LoraConfig, inject_adapter_in_model  # here, since without LoRA nobody need wait for it
 
     try:
         settings = LoraConfig(**lora)
+        if settings.bias != "none" or settings.modules_to_save or settings.trainable_token_indices:
+            raise ValueError(
+                "bias, modules_to_save and trainable_token_indices: name what they would train in unfreeze="
+            )
+        if settings.init_lora_weights not in STARTS:
+            raise ValueError(f"init_lora_weights changes the frozen weights; there are {', '.join(map(str, STARTS))}")
         if settings.target_modules is None and not settings.target_parameters:
             settings.target_modules = list(attention(model))
         inject_adapter_in_model(settings, model)

@@ -225,6 +225,9 @@ def test_merged_into_weights_that_are_trained_it_is_not_saved(make_model, tmp_pa
         ({"r": 0}, "r"),
         ({"r": 2, "target_modules": ["no_such"]}, "no_such"),
         ({"r": 2, "target_modules": r"vision\..*norm.*"}, "vision"),
+        ({"r": 2, "bias": "all"}, "unfreeze="),
+        ({"r": 2, "modules_to_save": ["lm_head"]}, "unfreeze="),
+        ({"r": 2, "init_lora_weights": "pissa"}, "gaussian"),
     ],
 )
 def test_wrong_lora_is_refused_by_name(lora, words, make_model, own_vision):
