@@ -167,6 +167,30 @@ def test_lora_is_saved_and_loaded(
     assert "LoRA" in (tmp_path / "README.md").read_text()
 
 
+def test_merged_unmerged_or_cast_it_is_loaded_on_what_it_was_made_with(
+    make_model, tiny_decoder, tokenizer, own_vision, tiny_vision, picture, tmp_path
+):
+    parts = {"tokenizer": tokenizer, "vision": copy.deepcopy(tiny_vision)}
+    model = stirred(make_model(lora={"r": 4}))
+    batch = model.processor(picture(1), "What is<image> it?")
+    with torch.no_grad():
+        logits = model(**batch).logits
+    model.merge_lora()
+    model.unmerge_lora()  # but for rounding
+    model.save_pretrained(tmp_path)
+    again = MultimodalLM.from_pretrained(tmp_path, decoder=tiny_decoder(), **parts)
+    with torch.no_grad():
+        assert torch.equal(again(**batch).logits, logits)
+    make_model(vision=own_vision).half().save_pretrained(tmp_path)
+    MultimodalLM.from_pretrained(tmp_path, decoder=tiny_decoder(), **parts)
+
+
+def test_frozen_weights_that_were_changed_are_not_passed_over(make_model, tmp_path):
+    model = get_peft_model(make_model(), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    with pytest.raises(ValueError, match="the decoder weights are not those the model was made with"):
+        model.merge_and_unload().save_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize("ours", [True, False], ids=["lora", "peft"])
 def test_low_rank_adapters_drop_out_in_training_alone(ours, make_model, picture):
     settings = {"r": 4, "lora_dropout": 0.5, "target_modules": ["q_proj", "v_proj"]}
