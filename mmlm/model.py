@@ -37,6 +37,7 @@ from vision.backbone import MODULE, load_backbone
 from vision.encoder import VisionEncoder
 from vision.images import Source
 
+IDS = ("input_ids", "inputs", "inputs_embeds")  # as transformers' generate calls its prompt
 NEW_TOKENS = 64  # of an answer, unless generate's keyword arguments say otherwise
 
 
@@ -220,10 +221,12 @@ class MultimodalLM(Pretrained):
 
         Returns a string for one prompt, a list of strings for a list; with num_return_sequences that many for each.
 
-        With the keys of a batch of `processor` instead (`generate(**batch, ...)`) it is transformers' own: what comes
-        back is what that returns, the prompt's ids before the new ones.
+        With the keys of a batch of `processor` instead (`generate(**batch, ...)`, `generate(ids, ...)`) it is
+        transformers' own: what comes back is what that returns, the prompt's ids before the new ones.
         """
-        if "input_ids" in kwargs:
+        if isinstance(images, Tensor):  # which is no image
+            kwargs["input_ids"] = images
+        if not kwargs.keys().isdisjoint(IDS):
             return self.continued(kwargs)
         tokens = self.generate_tokens(self.read(images, prompt, kwargs), **kwargs)
         texts = self.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)

@@ -62,6 +62,16 @@ def test_it_is_what_transformers_calls_a_model(model):
     assert model.dtype == model.decoder.dtype == torch.float32
 
 
+def test_generate_takes_ids_in_all_of_transformers_ways(model):
+    batch = model.processor(None, "What is it?")
+    want = model.generate(**batch, **GREEDY)
+    assert torch.equal(model.generate(batch["input_ids"], **GREEDY), want)
+    assert torch.equal(model.generate(inputs=batch["input_ids"], **GREEDY), want)
+    embeds = model.get_input_embeddings()(batch["input_ids"])
+    said = model.generate(inputs_embeds=embeds, attention_mask=batch["attention_mask"], **GREEDY)
+    assert torch.equal(said, want[:, batch["input_ids"].shape[1] :])
+
+
 def test_it_is_copied_and_pickled_with_its_eyes(model, picture):
     batch = model.processor(picture(1), "What is<image> it?")
     file = io.BytesIO()
