@@ -180,6 +180,19 @@ class Pretrained(PreTrainedModel, GenerationMixin):
     def get_input_embeddings(self) -> nn.Module:
         return self.decoder.get_input_embeddings()
 
+    def resize_token_embeddings(  # type: ignore[override]  # which takes more
+        self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any
+    ) -> nn.Module:
+        """The embeddings, where so many are asked for as there are. ValueError otherwise: they are frozen."""
+        embeddings = self.get_input_embeddings()
+        count = len(embeddings.weight)  # type: ignore[arg-type]
+        if new_num_tokens not in (None, count):
+            raise ValueError(
+                f"resize_token_embeddings({new_num_tokens}): the decoder is frozen, with {count} of them; resize and "
+                "save it first, then from_parts(decoder=...)"
+            )
+        return embeddings
+
     def get_output_embeddings(self) -> nn.Module:
         return self.decoder.get_output_embeddings()
 

@@ -72,6 +72,12 @@ def test_generate_takes_ids_in_all_of_transformers_ways(model):
     assert torch.equal(said, want[:, batch["input_ids"].shape[1] :])
 
 
+def test_the_vocabulary_is_frozen_too(model, tokenizer):
+    assert model.resize_token_embeddings(len(tokenizer)) is model.get_input_embeddings()
+    with pytest.raises(ValueError, match=r"resize_token_embeddings\(300\): the decoder is frozen"):
+        model.resize_token_embeddings(300)
+
+
 def test_it_is_copied_and_pickled_with_its_eyes(model, picture):
     batch = model.processor(picture(1), "What is<image> it?")
     file = io.BytesIO()
