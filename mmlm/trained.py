@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -84,6 +85,9 @@ def inject(model: nn.Module, lora: dict[str, Any]) -> None:
         inject_adapter_in_model(settings, model)
     except (TypeError, ValueError) as error:
         raise ValueError(f"lora={lora}: {error}") from error
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name and parameter.itemsize < torch.float32.itemsize:
+            parameter.data = parameter.data.float()  # as get_peft_model does: in 16 bits small steps are lost
     for name, layer in tuned(model):
         if isinstance(layer.get_base_layer(), ConvReLU6):
             raise ValueError(

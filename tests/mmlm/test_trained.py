@@ -167,6 +167,18 @@ def test_lora_is_saved_and_loaded(
     assert "LoRA" in (tmp_path / "README.md").read_text()
 
 
+def test_lora_of_16_bit_parts_learns_in_32(lora, make_model, tiny_decoder, own_vision, picture):
+    model = stirred(make_model(tiny_decoder().bfloat16(), lora=lora, vision=own_vision))
+    names = [name for name in model.trained if ".lora_" in name]
+    assert names and {model.get_parameter(name).dtype for name in names} == {torch.float32}
+    assert model.dtype == torch.bfloat16
+    batch = model.processor(picture(1), "What is<image> it?", padding_side="right")
+    model(**batch, labels=batch["input_ids"]).loss.backward()
+    assert isinstance(model.generate(picture(1), "What is<image> it?", **GREEDY), str)
+    model.merge_lora()
+    assert isinstance(model.generate(picture(1), "What is<image> it?", **GREEDY), str)
+
+
 def test_merged_unmerged_or_cast_it_is_loaded_on_what_it_was_made_with(
     make_model, tiny_decoder, tokenizer, own_vision, tiny_vision, picture, tmp_path
 ):
