@@ -136,7 +136,14 @@ class View:
 
         Args:
             past: tokens before, as the decoder's cache tells; None: it cannot, and those moved over until now count.
+
+        ValueError for rows that are no multiple of ours.
         """
+        if rows % len(self.index):
+            raise ValueError(
+                f"{rows} rows of text came with the media of {len(self.index)}: a batch cannot be taken apart (by "
+                "nn.DataParallel, or accelerate's split_batches), since rows share images; make one of those rows"
+            )
         past = self.moved if past is None else past
         self.moved, self.shape = past + length, (rows, length)
         compiled = torch.compiler.is_compiling()  # what tensors hold is not asked then: it would break the graph
