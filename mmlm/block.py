@@ -115,6 +115,11 @@ class GatedBlock(nn.Module):
         q = self.q_norm(self.q(x).unflatten(-1, (-1, self.d))).to(v.dtype)  # [B, T, H, d]
         return self.o(look(q, k, v, mask))
 
+    @property
+    def plain(self) -> bool:
+        """Are its products of their weights alone? With LoRA around one of them they cannot be folded."""
+        return all(type(product) is nn.Linear for product in (self.q, self.o, self.gate, self.up, self.down))
+
     @torch.no_grad()
     def folded(self, dtype: torch.dtype) -> "Folded":
         """The block as it is now, for calls without gradients, multiplying in `dtype`. Kept while its weights last."""

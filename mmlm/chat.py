@@ -36,6 +36,12 @@ class Chat:
         self.cache: Any = None
         self.seen: list[tuple[int, int]] = []  # what the cache remembers: (token, the image it saw last)
 
+    def __copy__(self) -> "Chat":
+        """A conversation that goes on from here by itself; the cache, which each turn writes into, is not shared."""
+        other = Chat(self.model, self.waiting)
+        other.messages, other.shown, other.sights = list(self.messages), list(self.shown), dict(self.sights)
+        return other
+
     @torch.no_grad()
     def ask(self, question: str, images: Source | list[Source] | None = None, **kwargs: Any) -> str:
         """The answer to the next question, about all that was said and shown.

@@ -136,7 +136,14 @@ class View:
 
         Args:
             past: tokens before, as the decoder's cache tells; None: it cannot, and those moved over until now count.
+
+        ValueError for rows that are no multiple of ours.
         """
+        if rows % len(self.index):
+            raise ValueError(
+                f"{rows} rows of text came with the media of {len(self.index)}: a batch cannot be taken apart (by "
+                "nn.DataParallel, or accelerate's split_batches), since rows share images; make one of those rows"
+            )
         past = self.moved if past is None else past
         self.moved, self.shape = past + length, (rows, length)
         compiled = torch.compiler.is_compiling()  # what tensors hold is not asked then: it would break the graph
@@ -196,7 +203,8 @@ class View:
         if mask is not None and x.shape[1] > mask.shape[1]:
             mask = mask.repeat_interleave(x.shape[1] // mask.shape[1], 1)
         its = self.adapter.blocks[block]
-        if torch.is_grad_enabled() or (torch.compiler.is_compiling() and block not in self.folded):
+        folds = block in self.folded or (its.plain and not torch.compiler.is_compiling())
+        if torch.is_grad_enabled() or not folds:
             with casting(x.device, self.dtype):
                 return again(its, x, k, v, mask, sees) if self.recompute else its(x, k, v, mask, sees)
         if block not in self.folded:  # once, as keys and values are: it looks at the block's weights

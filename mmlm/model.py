@@ -32,11 +32,12 @@ from mmlm.processor import Message, Processor, Text, is_one
 from mmlm.recompute import Recompute
 from mmlm.splice import Splice
 from mmlm.stream import pieces
-from mmlm.trained import choose_trained, fingerprints
+from mmlm.trained import choose_trained, fingerprints, train_tuned
 from vision.backbone import MODULE, load_backbone
 from vision.encoder import VisionEncoder
 from vision.images import Source
 
+IDS = ("input_ids", "inputs", "inputs_embeds")  # as transformers' generate calls its prompt
 NEW_TOKENS = 64  # of an answer, unless generate's keyword arguments say otherwise
 
 
@@ -60,6 +61,8 @@ class MultimodalLM(Pretrained):
         self.splice = Splice(decoder, layers, config.layers)
         self.trained = choose_trained(self, config)
         """Names of the parameters that are trained, and saved."""
+        config.fingerprint = fingerprints(self, config.unfreeze)
+        self.dtypes = self.frozen_dtypes()
         # below the first block there is nothing to go back to, unless more than the adapter learns
         first = 0 if any(name.startswith("decoder.") for name in self.trained) else min(config.layers, default=None)
         self.recompute = Recompute(layers[first:] if first is not None else [])
@@ -155,9 +158,10 @@ class MultimodalLM(Pretrained):
         return model.eval()
 
     def train(self, mode: bool = True) -> "MultimodalLM":
-        """As in torch, for the adapter alone: the frozen parts stay in eval mode."""
+        """As in torch, for the adapter and LoRA alone: the frozen parts stay in eval mode."""
         self.training = mode
         self.adapter.train(mode)
+        train_tuned(self, mode)
         return self
 
     # -- from tokens to logits ----------------------------------------------------------------------------------------
@@ -217,10 +221,12 @@ class MultimodalLM(Pretrained):
 
         Returns a string for one prompt, a list of strings for a list; with num_return_sequences that many for each.
 
-        With the keys of a batch of `processor` instead (`generate(**batch, ...)`) it is transformers' own: what comes
-        back is what that returns, the prompt's ids before the new ones.
+        With the keys of a batch of `processor` instead (`generate(**batch, ...)`, `generate(ids, ...)`) it is
+        transformers' own: what comes back is what that returns, the prompt's ids before the new ones.
         """
-        if "input_ids" in kwargs:
+        if isinstance(images, Tensor):  # which is no image
+            kwargs["input_ids"] = images
+        if not kwargs.keys().isdisjoint(IDS):
             return self.continued(kwargs)
         tokens = self.generate_tokens(self.read(images, prompt, kwargs), **kwargs)
         texts = self.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)

@@ -38,6 +38,7 @@ class Pretrained(PreTrainedModel, GenerationMixin):
     splice: Splice
     recompute: Recompute
     trained: frozenset[str]
+    dtypes: set[torch.dtype]
 
     def init_weights(self) -> None:
         """Nothing: the parts come with their weights."""
@@ -63,11 +64,11 @@ class Pretrained(PreTrainedModel, GenerationMixin):
         """
         if not is_main_process:
             return
-        if self.merged and any(".base_layer." in name for name in self.trained):
+        if self.merged and any(".base_layer." in name and ".lora_" not in name for name in self.trained):
             raise ValueError("LoRA is merged into weights that are trained themselves: save before, or unmerge_lora()")
         places = self.saved()
         weights = places if state_dict is None else {name: state_dict[name] for name in places}
-        self.config.fingerprint = self.fingerprint()
+        self.check_frozen()
         store.save(save_directory, self.config, weights)
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
@@ -82,10 +83,23 @@ class Pretrained(PreTrainedModel, GenerationMixin):
         store.write_card(Path(working_dir), self.config, self.saved())
         return super()._upload_modified_files(working_dir, *args, **kwargs)
 
-    def fingerprint(self) -> dict[str, str]:
-        """Hashes of the frozen weights, by part."""
-        # merged, the weights at hand are not those
-        return self.config.fingerprint if self.merged else fingerprints(self, self.config.unfreeze)
+    def check_frozen(self) -> None:
+        """ValueError if frozen weights are no longer those that the model was made with, on which it would be loaded.
+
+        Those that have LoRA are not, once it was merged, and those that were cast to another dtype need not be.
+        """
+        if self.config.lora is not None or self.frozen_dtypes() != self.dtypes:
+            return
+        found = fingerprints(self, self.config.unfreeze)
+        if changed := [part for part, was in self.config.fingerprint.items() if found[part] != was]:
+            raise ValueError(
+                f"the {' and '.join(changed)} weights are not those the model was made with, and are not saved: to "
+                "train them, give from_parts lora= or unfreeze=; what peft's merge_and_unload would merge, save before"
+            )
+
+    def frozen_dtypes(self) -> set[torch.dtype]:
+        """The dtypes of decoder and vision."""
+        return {p.dtype for part in (self.decoder, self.vision) for p in part.parameters()}
 
     # -- what is trained ----------------------------------------------------------------------------------------------
 
@@ -109,7 +123,6 @@ class Pretrained(PreTrainedModel, GenerationMixin):
 
     def merge_lora(self) -> None:
         """Adds LoRA to the weights that it is for: nothing is left to compute. It can be saved as before."""
-        self.config.fingerprint = self.fingerprint()
         for _, layer in tuned(self):
             layer.merge()
 
@@ -166,6 +179,19 @@ class Pretrained(PreTrainedModel, GenerationMixin):
 
     def get_input_embeddings(self) -> nn.Module:
         return self.decoder.get_input_embeddings()
+
+    def resize_token_embeddings(  # type: ignore[override]  # which takes more
+        self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any
+    ) -> nn.Module:
+        """The embeddings, where so many are asked for as there are. ValueError otherwise: they are frozen."""
+        embeddings = self.get_input_embeddings()
+        count = len(embeddings.weight)  # type: ignore[arg-type]
+        if new_num_tokens not in (None, count):
+            raise ValueError(
+                f"resize_token_embeddings({new_num_tokens}): the decoder is frozen, with {count} of them; resize and "
+                "save it first, then from_parts(decoder=...)"
+            )
+        return embeddings
 
     def get_output_embeddings(self) -> nn.Module:
         return self.decoder.get_output_embeddings()

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -14,6 +15,7 @@ from mmlm.config import AdapterConfig
 from mmlm.decoder import base_name, fingerprint, freeze
 from vision.fold import ConvReLU6
 
+STARTS = (True, False, "gaussian", "orthogonal")  # of init_lora_weights those that leave the weights it is for alone
 ATTENTION = ("attn", "attention")  # in the names of modules that hold a layer's projections
 
 
@@ -45,9 +47,13 @@ def choose_trained(model: nn.Module, config: AdapterConfig) -> frozenset[str]:
 
 
 def unfrozen(module: nn.Module, patterns: Sequence[str], prefix: str = "") -> set[str]:
-    """Names of the module's parameters that any of the patterns matches, as they were before LoRA."""
-    names = (base_name(name) for name, _ in module.named_parameters(prefix))
-    return {name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)}
+    """Names of the module's parameters that any of the patterns matches, as they were before LoRA.
+
+    Tied weights have several names: with one of them the others are unfrozen.
+    """
+    named = [(base_name(name), weight) for name, weight in module.named_parameters(prefix, remove_duplicate=False)]
+    chosen = {id(weight) for name, weight in named if any(fnmatchcase(name, pattern) for pattern in patterns)}
+    return {name for name, weight in named if id(weight) in chosen}
 
 
 def fingerprints(model: nn.Module, patterns: Sequence[str]) -> dict[str, str]:
@@ -60,16 +66,28 @@ def fingerprints(model: nn.Module, patterns: Sequence[str]) -> dict[str, str]:
 
 
 def inject(model: nn.Module, lora: dict[str, Any]) -> None:
-    """Puts low-rank adapters into the model. ValueError if the settings do not fit it, or would not merge."""
+    """Puts low-rank adapters into the model.
+
+    ValueError if the settings do not fit it, would not merge, or would change or train weights that are not saved.
+    """
     from peft import LoraConfig, inject_adapter_in_model  # here, since without LoRA nobody need wait for it
 
     try:
         settings = LoraConfig(**lora)
+        if settings.bias != "none" or settings.modules_to_save or settings.trainable_token_indices:
+            raise ValueError(
+                "bias, modules_to_save and trainable_token_indices: name what they would train in unfreeze="
+            )
+        if settings.init_lora_weights not in STARTS:
+            raise ValueError(f"init_lora_weights changes the frozen weights; there are {', '.join(map(str, STARTS))}")
         if settings.target_modules is None and not settings.target_parameters:
             settings.target_modules = list(attention(model))
         inject_adapter_in_model(settings, model)
     except (TypeError, ValueError) as error:
         raise ValueError(f"lora={lora}: {error}") from error
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name and parameter.itemsize < torch.float32.itemsize:
+            parameter.data = parameter.data.float()  # as get_peft_model does: in 16 bits small steps are lost
     for name, layer in tuned(model):
         if isinstance(layer.get_base_layer(), ConvReLU6):
             raise ValueError(
@@ -93,6 +111,14 @@ def tuned(model: nn.Module) -> Iterator[tuple[str, Any]]:
     for name, module in model.named_modules():
         if isinstance(module, BaseTunerLayer):
             yield name, module
+
+
+def train_tuned(model: nn.Module, mode: bool) -> None:
+    """Low-rank adapters drop out in training, and not in eval mode; the layers that they are for are in eval mode."""
+    for module in model.modules():  # not `tuned`: without LoRA nobody need wait for peft
+        if hasattr(module, "get_base_layer"):
+            module.train(mode)
+            module.get_submodule("base_layer").eval()
 
 
 def lora_fields(settings: Any) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """A conversation says what the same messages say at once, and computes nothing twice."""
 
+import copy
+
 import pytest
 from families import small
 from transformers import GenerationConfig
@@ -59,6 +61,16 @@ def test_images_may_be_given_at_the_start(model, picture):
     one, other = model.chat(picture(1)), model.chat()
     assert one.ask("What is it?", **GREEDY) == other.ask("What is it?", picture(1), **GREEDY)
     assert one.ask("Sure?", **GREEDY) == other.ask("Sure?", **GREEDY)
+
+
+def test_a_copy_goes_on_by_itself(model, picture):
+    chat, shown = model.chat(picture(1)), [picture(1)]
+    chat.ask("What is it?", **GREEDY)
+    other = copy.copy(chat)
+    said = other.ask("And this one?", picture(2), **GREEDY)
+    assert said == model.generate([*shown, picture(2)], other.messages[:-1], **GREEDY)
+    answer = chat.ask("Sure about that?", picture(3), **GREEDY)
+    assert answer == model.generate([*shown, picture(3)], chat.messages[:-1], **GREEDY)
 
 
 WAYS = [

@@ -62,6 +62,22 @@ def test_it_is_what_transformers_calls_a_model(model):
     assert model.dtype == model.decoder.dtype == torch.float32
 
 
+def test_generate_takes_ids_in_all_of_transformers_ways(model):
+    batch = model.processor(None, "What is it?")
+    want = model.generate(**batch, **GREEDY)
+    assert torch.equal(model.generate(batch["input_ids"], **GREEDY), want)
+    assert torch.equal(model.generate(inputs=batch["input_ids"], **GREEDY), want)
+    embeds = model.get_input_embeddings()(batch["input_ids"])
+    said = model.generate(inputs_embeds=embeds, attention_mask=batch["attention_mask"], **GREEDY)
+    assert torch.equal(said, want[:, batch["input_ids"].shape[1] :])
+
+
+def test_the_vocabulary_is_frozen_too(model, tokenizer):
+    assert model.resize_token_embeddings(len(tokenizer)) is model.get_input_embeddings()
+    with pytest.raises(ValueError, match=r"resize_token_embeddings\(300\): the decoder is frozen"):
+        model.resize_token_embeddings(300)
+
+
 def test_it_is_copied_and_pickled_with_its_eyes(model, picture):
     batch = model.processor(picture(1), "What is<image> it?")
     file = io.BytesIO()
@@ -256,6 +272,20 @@ def test_peft_trains_the_adapter_too_if_asked(make_model, picture):
     tuned(**batch, labels=batch["input_ids"]).loss.backward()
     learnt = {name for name, p in tuned.named_parameters() if p.grad is not None and p.grad.any()}
     assert any("lora_B" in name for name in learnt) and any("attention_gate" in name for name in learnt)
+
+
+def test_peft_in_the_adapters_own_blocks_counts_without_gradients_too(model, picture):
+    """Where blocks are folded, which is of their weights alone."""
+    batch = model.processor(picture(1), "What is<image> it?")
+    tuned = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
+    with torch.no_grad():
+        before = tuned(**batch).logits
+        for name, weight in tuned.named_parameters():
+            if "adapter.blocks" in name and "lora_B" in name:
+                weight.fill_(0.3)
+        after = tuned(**batch).logits
+    assert not torch.allclose(after, before, atol=0.1)
+    torch.testing.assert_close(after, tuned(**batch).logits.detach(), atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("lora", [False, True])

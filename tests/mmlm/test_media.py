@@ -176,6 +176,13 @@ def test_hidden_states_in_another_order_are_refused():
             view.look(0, torch.zeros(sides))
 
 
+def test_media_of_other_rows_are_refused():
+    view = a_view(collate([features(0, (3, 2))], [[0], [0]], torch.zeros(2, 4).long()), "latest")
+    for rows in (1, 3):
+        with pytest.raises(ValueError, match=f"{rows} rows of text came with the media of 2"):
+            view.move(0, 4, rows)
+
+
 def test_where_the_cache_cannot_tell_the_tokens_are_counted():
     """And where it can it is believed: assisted decoding goes back."""
     index = torch.tensor([[-1, -1, 0, 0, 1, 1]])

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
 from mmlm.model import MultimodalLM
@@ -96,6 +96,20 @@ def test_what_is_unfrozen_is_saved_and_loaded(
             MultimodalLM.from_pretrained(tmp_path, decoder=tiny_decoder(1), **parts)
 
 
+@pytest.mark.parametrize("patterns", [["*"], ["decoder.lm_head*"], ["decoder.*embed_tokens*"]], ids=str)
+def test_tied_embeddings_are_unfrozen_by_either_name(
+    patterns, make_model, tiny_vision, tiny_decoder, tokenizer, picture, tmp_path
+):
+    vision = copy.deepcopy(tiny_vision)
+    model = stirred(make_model(tiny_decoder(tie_word_embeddings=True), unfreeze=patterns, vision=vision))
+    model.save_pretrained(tmp_path)
+    parts = {"tokenizer": tokenizer, "vision": copy.deepcopy(tiny_vision)}
+    again = MultimodalLM.from_pretrained(tmp_path, decoder=tiny_decoder(tie_word_embeddings=True), **parts)
+    batch = model.processor(picture(1), "What is<image> it?")
+    with torch.no_grad():
+        assert torch.equal(again(**batch).logits, model(**batch).logits)
+
+
 def test_a_pattern_that_matches_nothing_is_refused(make_model):
     with pytest.raises(ValueError, match=r"unfreeze: 'encoder\.\*' matches no parameter"):
         make_model(unfreeze=["encoder.*"])
@@ -153,6 +167,60 @@ def test_lora_is_saved_and_loaded(
     assert "LoRA" in (tmp_path / "README.md").read_text()
 
 
+def test_lora_of_16_bit_parts_learns_in_32(lora, make_model, tiny_decoder, own_vision, picture):
+    model = stirred(make_model(tiny_decoder().bfloat16(), lora=lora, vision=own_vision))
+    names = [name for name in model.trained if ".lora_" in name]
+    assert names and {model.get_parameter(name).dtype for name in names} == {torch.float32}
+    assert model.dtype == torch.bfloat16
+    batch = model.processor(picture(1), "What is<image> it?", padding_side="right")
+    model(**batch, labels=batch["input_ids"]).loss.backward()
+    assert isinstance(model.generate(picture(1), "What is<image> it?", **GREEDY), str)
+    model.merge_lora()
+    assert isinstance(model.generate(picture(1), "What is<image> it?", **GREEDY), str)
+
+
+def test_merged_unmerged_or_cast_it_is_loaded_on_what_it_was_made_with(
+    make_model, tiny_decoder, tokenizer, own_vision, tiny_vision, picture, tmp_path
+):
+    parts = {"tokenizer": tokenizer, "vision": copy.deepcopy(tiny_vision)}
+    model = stirred(make_model(lora={"r": 4}))
+    batch = model.processor(picture(1), "What is<image> it?")
+    with torch.no_grad():
+        logits = model(**batch).logits
+    model.merge_lora()
+    model.unmerge_lora()  # but for rounding
+    model.save_pretrained(tmp_path)
+    again = MultimodalLM.from_pretrained(tmp_path, decoder=tiny_decoder(), **parts)
+    with torch.no_grad():
+        assert torch.equal(again(**batch).logits, logits)
+    make_model(vision=own_vision).half().save_pretrained(tmp_path)
+    MultimodalLM.from_pretrained(tmp_path, decoder=tiny_decoder(), **parts)
+
+
+def test_frozen_weights_that_were_changed_are_not_passed_over(make_model, tmp_path):
+    model = get_peft_model(make_model(), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    with pytest.raises(ValueError, match="the decoder weights are not those the model was made with"):
+        model.merge_and_unload().save_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("ours", [True, False], ids=["lora", "peft"])
+def test_low_rank_adapters_drop_out_in_training_alone(ours, make_model, picture):
+    settings = {"r": 4, "lora_dropout": 0.5, "target_modules": ["q_proj", "v_proj"]}
+    model = make_model(lora=settings) if ours else get_peft_model(make_model(), LoraConfig(**settings))
+    own = model if ours else model.get_base_model()
+    batch = own.processor(picture(1), "What is<image> it?")
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.fill_(0.3)
+        model.eval()
+        assert torch.equal(model(**batch).logits, model(**batch).logits)
+        model.train()
+        assert not torch.equal(model(**batch).logits, model(**batch).logits)
+    training = {name for name, module in own.decoder.named_modules() if module.training}
+    assert training and all("lora_" in name or name.endswith(("q_proj", "v_proj")) for name in training)
+
+
 def test_lora_and_unfreezing_go_together(make_model, own_vision):
     model = make_model(lora={"r": 2}, unfreeze=["decoder.*q_proj.weight", "decoder.*norm*"], vision=own_vision)
     assert "decoder.model.layers.0.self_attn.q_proj.base_layer.weight" in model.trained
@@ -193,6 +261,9 @@ def test_merged_into_weights_that_are_trained_it_is_not_saved(make_model, tmp_pa
         ({"r": 0}, "r"),
         ({"r": 2, "target_modules": ["no_such"]}, "no_such"),
         ({"r": 2, "target_modules": r"vision\..*norm.*"}, "vision"),
+        ({"r": 2, "bias": "all"}, "unfreeze="),
+        ({"r": 2, "modules_to_save": ["lm_head"]}, "unfreeze="),
+        ({"r": 2, "init_lora_weights": "pissa"}, "gaussian"),
     ],
 )
 def test_wrong_lora_is_refused_by_name(lora, words, make_model, own_vision):
