@@ -45,8 +45,8 @@ def train(model: MultimodalLM, batches: Numbered, config: TrainConfig, folder: P
     check_alone()
     if more := sorted(name for name in model.trained if not name.startswith("adapter.")):
         raise ValueError(
-            f"unfreeze={model.config.unfreeze}, lora={model.config.lora}: {more[0]} and {len(more) - 1} more would stay "
-            "as they are, since this loop trains the adapter alone for now; transformers' Trainer trains all of it"
+            f"unfreeze={model.config.unfreeze}, lora={model.config.lora}: {more[0]} and {len(more) - 1} more would not "
+            "be trained, since this loop trains the adapter alone for now; transformers' Trainer trains all of it"
         )
     accelerator = Accelerator()
     model.to(accelerator.device)
