@@ -27,6 +27,7 @@ class AdapterConfig(PreTrainedConfig):
 
     model_type = "mmlm"
     attribute_map = {"hidden_size": "hidden"}  # noqa: RUF012  # as transformers has it
+    auto_map = {}  # type: ignore[var-annotated]  # noqa: RUF012  # no remote code: TRL asks
 
     decoder: str = ""
     """Hub id, folder or embedded name of the frozen decoder."""

@@ -61,7 +61,8 @@ class MultimodalLM(Pretrained):
         self.splice = Splice(decoder, layers, config.layers)
         self.trained = choose_trained(self, config)
         """Names of the parameters that are trained, and saved."""
-        config.fingerprint = fingerprints(self, config.unfreeze)
+        if device.type != "meta":
+            config.fingerprint = fingerprints(self, config.unfreeze)
         self.dtypes = self.frozen_dtypes()
         # below the first block there is nothing to go back to, unless more than the adapter learns
         first = 0 if any(name.startswith("decoder.") for name in self.trained) else min(config.layers, default=None)

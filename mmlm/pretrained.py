@@ -91,6 +91,7 @@ class Pretrained(PreTrainedModel, GenerationMixin):
         if self.config.lora is not None or self.frozen_dtypes() != self.dtypes:
             return
         found = fingerprints(self, self.config.unfreeze)
+        self.config.fingerprint = self.config.fingerprint or found  # made without weights, it has none yet
         if changed := [part for part, was in self.config.fingerprint.items() if found[part] != was]:
             raise ValueError(
                 f"the {' and '.join(changed)} weights are not those the model was made with, and are not saved: to "

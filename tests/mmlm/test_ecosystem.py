@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 
 import pytest
 import timm
@@ -22,7 +23,7 @@ from transformers import (
     TrainingArguments,
     pipeline,
 )
-from trl import SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from mmlm.config import AdapterConfig
 from mmlm.model import MultimodalLM
@@ -324,3 +325,27 @@ def test_trl_fine_tunes_it(lora, make_model, picture, tmp_path):
     if not lora:
         assert same(bytes_of(model.decoder), frozen)
         assert any(gate != 0 for gate in model.adapter.gates().values())
+
+
+def test_trl_prefers_with_a_reference_model_of_its_own(run, picture, tmp_path):
+    said = {name: [{"role": "assistant", "content": name[0]}] for name in ("chosen", "rejected")}
+    rows = [{"images": [picture(i)], "prompt": [{"role": "user", "content": "What?"}], **said} for i in range(2)]
+    how = DPOConfig(
+        output_dir=str(tmp_path / "dpo"),
+        max_steps=2,
+        per_device_train_batch_size=2,
+        learning_rate=1e-2,
+        max_length=None,
+        report_to="none",
+        use_cpu=True,
+        bf16=False,
+        disable_tqdm=True,
+        logging_steps=1,
+        save_strategy="no",
+    )
+    model = MultimodalLM.from_pretrained(run)
+    trainer = DPOTrainer(model=model, args=how, train_dataset=Dataset.from_list(rows), processing_class=model.processor)
+    assert isinstance(trainer.ref_model, MultimodalLM)
+    trainer.train()
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    assert losses[0] == pytest.approx(math.log(2), abs=0.02) and losses[-1] < losses[0]
