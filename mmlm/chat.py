@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from mmlm.media import View, collate, to_device
 from mmlm.processor import Message
@@ -104,14 +104,18 @@ class Chat:
         return tokens
 
     def past(self, prompt: list[tuple[int, int]]) -> Any:
-        """The cache, of what it remembers only that with which the prompt begins; None if it cannot go back."""
+        """The cache, of what it remembers only that with which the prompt begins; None if it cannot go back or on.
+
+        Recurrent states do neither: several tokens at once start them anew.
+        """
         if self.cache is None:
             return None
+        kinds = {type(layer) for layer in self.cache.layers}
         pairs = zip(self.seen, prompt[:-1], strict=False)
         same = next((i for i, (old, new) in enumerate(pairs) if old != new), min(len(self.seen), len(prompt) - 1))
+        if not kinds <= ({DynamicLayer, DynamicSlidingWindowLayer} if same == len(self.seen) else {DynamicLayer}):
+            return None
         if same < len(self.seen):
-            if not all(type(layer) is DynamicLayer for layer in self.cache.layers):
-                return None  # recurrent states and sliding windows do not go back
             self.cache.crop(same - len(self.seen))
         return self.cache
 

@@ -64,7 +64,7 @@ def test_an_answer_that_stops_for_another_reason_counts_up_to_there(how, model, 
         "config": {"generation_config": GenerationConfig(eos_token_id=[end], pad_token_id=258, **HOW)},
         "string": {"stop_strings": ["e"], **HOW},
     }[how]
-    told |= {"logits_processor": [LogitBias({end: 4.0})]}
+    told |= {"logits_processor": [LogitBias({end: 7.0})]}
     torch.manual_seed(0)
     best = best_of(model, picture(1), "What is it?", n=6, **told)
     batch = model.processor(picture(1), "What is it?")
