@@ -8,6 +8,8 @@ B rows, T text tokens, S media embeddings of a row, D width of the decoder, M wi
 heads, G = H / K, d width of a head, F width inside the feed-forward.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
@@ -87,6 +89,10 @@ class GatedBlock(nn.Module):
         self.attention_gate = nn.Parameter(torch.zeros(()))
         self.ff_gate = nn.Parameter(torch.zeros(()))
         self.kept: Folded | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied and pickled: not what is folded, which follows from it."""
+        return {**super().__getstate__(), "kept": None}
 
     def keys_values(self, media: Tensor) -> tuple[Tensor, Tensor]:
         """Media embeddings [N, M] -> keys and values, each [N, K, d]. Once per prompt, never per token."""

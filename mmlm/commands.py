@@ -115,4 +115,4 @@ def _open(args: Namespace, images: list[str]):  # type: ignore[no-untyped-def]  
 
     hub.set_verbosity_error()  # its retries: one line says that it failed
     logging.disable_progress_bar()
-    return MultimodalLM.from_pretrained(args.model).to(fast_device())  # type: ignore[arg-type]  # of transformers' wrapper
+    return MultimodalLM.from_pretrained(args.model).to(fast_device())

@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from transformers import (
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -53,6 +54,8 @@ class MultimodalLM(Pretrained):
     ) -> None:
         super().__init__(config)
         config.text_config, config.architectures = decoder.config, [type(self).__name__]
+        if spread := getattr(decoder, "hf_device_map", None):
+            self.hf_device_map = spread  # where accelerate has put it; `Trainer` then leaves it there
         device = home(decoder)
         self.decoder, self.vision = decoder, vision.to(device)
         self.adapter = Adapter(config).to(device)
@@ -254,6 +257,8 @@ class MultimodalLM(Pretrained):
             kwargs.setdefault("max_new_tokens", NEW_TOKENS)
         if "pad_token_id" not in kwargs and self.decoder.generation_config.pad_token_id is None:
             kwargs["pad_token_id"] = self.processor.tokenizer.eos_token_id
+        if kwargs.get("guidance_scale") not in (None, 1):
+            raise ValueError("guidance_scale=: the text that is to be unguided would see the images, too; leave it out")
         if kwargs.get("stop_strings") is not None:
             kwargs.setdefault("tokenizer", self.processor.tokenizer)
         assistant = kwargs.get("assistant_model")
@@ -328,6 +333,7 @@ def _encoder(config: AdapterConfig, vision: str | os.PathLike[str] | nn.Module) 
     return VisionEncoder(backbone, config.pyramid, config.detail)
 
 
+AutoModel.register(AdapterConfig, MultimodalLM, exist_ok=True)
 AutoModelForImageTextToText.register(AdapterConfig, MultimodalLM, exist_ok=True)
 AutoModelForCausalLM.register(AdapterConfig, MultimodalLM, exist_ok=True)
 AutoProcessor.register(AdapterConfig, Processor, exist_ok=True)

@@ -67,6 +67,12 @@ class Pretrained(PreTrainedModel, GenerationMixin):
         if self.merged and any(".base_layer." in name and ".lora_" not in name for name in self.trained):
             raise ValueError("LoRA is merged into weights that are trained themselves: save before, or unmerge_lora()")
         places = self.saved()
+        if wrapped := next(
+            (name for name in places if ".modules_to_save." in name or ".original_module." in name), None
+        ):
+            raise ValueError(
+                f"peft has wrapped the adapter ({wrapped}): save the PeftModel, or merge_and_unload() first"
+            )
         weights = places if state_dict is None else {name: state_dict[name] for name in places}
         self.check_frozen()
         store.save(save_directory, self.config, weights)
@@ -165,6 +171,12 @@ class Pretrained(PreTrainedModel, GenerationMixin):
     @property
     def device(self) -> torch.device:
         return self.adapter.media.slot.device
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """As in torch. ValueError for a decoder that its device_map has spread over several devices."""
+        if len(set((spread := getattr(self, "hf_device_map", {})).values())) > 1:
+            raise ValueError(f"to{args}: device_map has put the decoder on {spread}; load it without one to move it")
+        return super().to(*args, **kwargs)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -103,7 +103,8 @@ class Processor(ProcessorMixin):
 
         Args:
             images: one image, a list of images (one row: its images; several rows: one for each row), or a list of
-                lists; None for text alone. An image is a path, bytes, a PIL image or an array.
+                lists; None for text alone, and for chats whose messages have the images. An image is a path, bytes, a
+                PIL image or an array.
             text: a prompt with an `<image>` for each image, a chat (a list of messages), or a list of either. Prompts
                 without any mark see their images from their first token on.
             padding_side: "left" to generate, "right" to train.
@@ -120,7 +121,9 @@ class Processor(ProcessorMixin):
             raise ValueError("no prompt: give text= a string, a chat, or a list of them")
         if return_tensors not in ("pt", None):
             raise ValueError(f"return_tensors={return_tensors!r}: takes 'pt'; media are tensors of torch")
-        shown = images_of_rows(images, len(texts))
+        if padding not in (True, "longest") and not (padding is False and len(texts) == 1):
+            raise ValueError(f"padding={padding!r}: rows are padded to the longest, True; see pad_to_multiple_of")
+        shown = [pictures(one) for one in texts] if images is None else images_of_rows(images, len(texts))
         rows = [self.read(one, len(mine), special=add_special_tokens) for one, mine in zip(texts, shown, strict=True)]
         longest = max(len(row.ids) for row in rows)
         if truncation and max_length and longest > max_length:
@@ -311,19 +314,15 @@ def is_one(text: Any) -> bool:
     return isinstance(text, str | dict) or (bool(text) and isinstance(text[0], dict))
 
 
-def pictures(chat: Sequence[Message]) -> list[Source]:
-    """The images of a chat, in order. ValueError for a part that is to show one and does not."""
+def pictures(chat: Text) -> list[Source]:
+    """The images that a chat's messages have in them, in order; none for a string."""
     found: list[Source] = []
-    for message in chat:
-        parts = message["content"] if isinstance(message["content"], list | tuple) else []
-        for part in parts:
-            if part["type"] == "image":
+    for message in () if isinstance(chat, str) else chat:
+        content = message.get("content") if isinstance(message, dict) else None
+        for part in content if isinstance(content, list | tuple) else ():
+            if isinstance(part, dict) and part.get("type") == "image":
                 named = [part[key] for key in ("image", "path", "url") if part.get(key) is not None]
-                if not named:
-                    raise ValueError(
-                        f"{shorten(repr(part))}: which image? give it as {{'type': 'image', 'image': ...}}"
-                    )
-                found.append(open_image(named[0], urls=True) if "url" in part else named[0])
+                found += [open_image(one, urls=True) if "url" in part else one for one in named[:1]]
     return found
 
 

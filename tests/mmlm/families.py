@@ -247,7 +247,9 @@ UNLIKE: dict[tuple[str, str], str] = dict.fromkeys(
     ROUTER,
 )
 # Not strict: it holds where no other token's expert changes, which is so for some random weights and not for others.
-EXPERTS = "its experts are code of its own, whose last bits depend on how many tokens go the same way; ours are not used"
+EXPERTS = (
+    "its experts are code of its own, whose last bits depend on how many tokens go the same way; ours are not used"
+)
 MAYBE: dict[tuple[str, str], str] = {
     (family, check): EXPERTS
     for family in ("DbrxForCausalLM", "LongcatFlashForCausalLM")

@@ -154,6 +154,7 @@ def test_chat_templates_are_those_of_the_decoder(model, picture):
     [
         ({"return_tensors": "np"}, "return_tensors='np'"),
         ({"truncation": True, "max_length": 4}, "max_length=4: a text has 11 tokens"),
+        ({"padding": "max_length"}, "padding='max_length'"),
     ],
 )
 def test_what_the_processor_does_not_do_it_refuses(kwargs, words, model):
@@ -162,8 +163,26 @@ def test_what_the_processor_does_not_do_it_refuses(kwargs, words, model):
 
 
 def test_an_image_part_without_an_image_is_refused(model):
-    with pytest.raises(ValueError, match="which image"):
+    with pytest.raises(ValueError, match="1 <image> mark but 0 images"):
         model.processor.apply_chat_template([{"role": "user", "content": [{"type": "image"}]}], tokenize=True)
+
+
+def test_a_chats_own_images_are_shown(model, picture):
+    chat = chat_about(picture(1))
+    want = model.generate([picture(1)], model.messages("What is it?"), **GREEDY)
+    assert model.generate(prompt=chat, **GREEDY) == want == "".join(model.stream(prompt=chat, **GREEDY)).strip()
+    assert model.generate(prompt=[chat, "blind"], **GREEDY)[0] == want
+
+
+def test_guidance_is_refused(model, picture):
+    with pytest.raises(ValueError, match="guidance_scale"):
+        model.generate(picture(1), "What?", guidance_scale=2.0)
+
+
+def test_what_is_spread_over_devices_stays_there(model):
+    model.hf_device_map = {"model": "cpu", "lm_head": "disk"}
+    with pytest.raises(ValueError, match="device_map has put the decoder"):
+        model.to("cpu")
 
 
 class Pairs(torch.utils.data.Dataset):
@@ -266,11 +285,13 @@ def test_peft_wraps_it(make_model, open_gates, picture, tmp_path):
         assert torch.equal(merged.generate(**batch, **GREEDY), said)
 
 
-def test_peft_trains_the_adapter_too_if_asked(make_model, picture):
+def test_peft_trains_the_adapter_too_if_asked(make_model, picture, tmp_path):
     settings = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"], modules_to_save=["adapter"])
     tuned = get_peft_model(make_model(), settings)
     batch = tuned.get_base_model().processor(picture(1), "What is<image> it?", padding_side="right")
     tuned(**batch, labels=batch["input_ids"]).loss.backward()
+    with pytest.raises(ValueError, match="save the PeftModel"):
+        tuned.get_base_model().save_pretrained(tmp_path)
     learnt = {name for name, p in tuned.named_parameters() if p.grad is not None and p.grad.any()}
     assert any("lora_B" in name for name in learnt) and any("attention_gate" in name for name in learnt)
 
