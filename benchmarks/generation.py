@@ -1,6 +1,6 @@
 """How much longer a decoder takes to say as much with images as without: `python benchmarks/generation.py`.
 
-What is timed of each contender, all in one process, in turns:
+What is timed of each contender, all in one process, in turns, each in another order:
 
     text     its decoder's own `generate`, nothing attached to it: the unit of the others
     idle     the same with everything attached, but no image shown
@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -111,8 +112,8 @@ def ours(args: argparse.Namespace) -> Contender:
             block.ff_gate.fill_(0.5)
 
     def runs(rows: int) -> dict[str, Callable[[], Any]]:
-        random = np.random.default_rng(0)
-        pictures = [Image.fromarray(random.integers(0, 256, (512, 512, 3), dtype=np.uint8)) for _ in range(rows)]
+        noise = np.random.default_rng(0)
+        pictures = [Image.fromarray(noise.integers(0, 256, (512, 512, 3), dtype=np.uint8)) for _ in range(rows)]
         shown = dict(model.processor([[picture] for picture in pictures], ["x"] * rows).to(model.device))
         ids = torch.randint(100, decoder.config.vocab_size, (rows, args.prompt), generator=torch.manual_seed(0))
         text = {"input_ids": ids.to(model.device), "attention_mask": torch.ones_like(ids, device=model.device)}
@@ -153,7 +154,8 @@ def measure(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[f
     """Median, lower and upper quartile of the seconds of "text", and of the ratio to it of the others."""
     for run in runs.values():
         run()
-    turns = [{name: seconds(run) for name, run in runs.items()} for _ in range(rounds)]
+    order = random.Random(0)  # another one each turn, so that no contender is always timed after the same one
+    turns = [{name: seconds(runs[name]) for name in order.sample(list(runs), len(runs))} for _ in range(rounds)]
     found = {"text": [turn["text"] for turn in turns]}
     found |= {name: [turn[name] / turn["text"] for turn in turns] for name in runs if name != "text"}
     return {name: spread(values) for name, values in found.items()}
