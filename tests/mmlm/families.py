@@ -197,7 +197,7 @@ def is_moe(kind: str) -> bool:
         return False
 
 
-# The decoders that most people have: they hold every check, none left out. Tests of other dense ones are slow ones.
+# The decoders that most people have: they hold every check, none left out. Tests of the others are slow ones.
 # fmt: off
 CORE = [
     "MixtralForCausalLM", "OlmoeForCausalLM", "FlexOlmoForCausalLM", "Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM",

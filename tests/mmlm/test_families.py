@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import CANNOT, CORE, MAYBE, SIZES, UNLIKE, is_moe, small, types
+from families import CANNOT, CORE, MAYBE, SIZES, UNLIKE, small, types
 
 from mmlm.experts import use_padded_experts
 from mmlm.model import MultimodalLM
@@ -25,9 +25,7 @@ TABLE = Path(__file__).parents[2] / "docs" / "decoders.md"
 def chosen():
     """Families, those of which most people have no need marked slow."""
     return [
-        pytest.param(name, marks=[] if name in CORE or is_moe(kind) else pytest.mark.slow)
-        for name, kind in FAMILIES.items()
-        if name not in CANNOT
+        pytest.param(name, marks=[] if name in CORE else pytest.mark.slow) for name in FAMILIES if name not in CANNOT
     ]
 
 
