@@ -2,10 +2,11 @@
 
 import os
 
+import setuptools  # noqa: F401  # before anything imports distutils, which it replaces: torch's inductor imports both
+
 os.environ.setdefault("GOMP_SPINCOUNT", "0")  # waiting OpenMP threads spin; it is read when torch is imported
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the hub
 
-import setuptools  # noqa: F401  # before anything imports distutils, which it replaces: torch's inductor imports both
 from collections.abc import Callable
 
 import numpy as np
