@@ -196,13 +196,11 @@ def card_scores(report: dict[str, Any]) -> dict[str, float]:
 
 def parameters(model: MultimodalLM) -> dict[str, int]:
     """How many there are, how many a token goes through, how many are trained."""
-    adapter = sum(p.numel() for p in model.adapter.parameters())
-    vision = sum(p.numel() for p in model.vision.parameters())
-    decoder = sum(p.numel() for p in model.decoder.parameters())
+    total = model.num_parameters()
     return {
-        "total": decoder + adapter + vision,
-        "active": active_parameters(model.decoder) + adapter + vision,
-        "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "total": total,
+        "active": total - model.decoder.num_parameters() + active_parameters(model.decoder),
+        "trainable": model.num_parameters(only_trainable=True),
     }
 
 

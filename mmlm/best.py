@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from mmlm.model import MultimodalLM
-from mmlm.processor import Text, is_one
+from mmlm.processor import Text, images_of_rows, is_one
 from vision.images import Source, open_image
 
 Verifier = Callable[[list[Source], Text, list[str]], Sequence[float]]
@@ -53,24 +53,22 @@ def best_of(
         raise ValueError(f"{len(prompt)} prompts: best_of takes one; call it for each")
     if type(n) is not int or n < 1:
         raise ValueError(f"n={n!r}: takes a whole number from 1 on, how many answers to sample")
-    config = kwargs.get("generation_config") or model.decoder.generation_config
-    settings = {name: kwargs.get(name, getattr(config, name)) for name in ("num_beams", "eos_token_id", "pad_token_id")}
-    if settings["num_beams"] not in (None, 1):
-        raise ValueError(
-            f"num_beams={settings['num_beams']}: best_of samples its answers; leave it out, or call generate"
-        )
+    if (beams := model.setting(kwargs, "num_beams")) not in (None, 1):
+        raise ValueError(f"num_beams={beams}: best_of samples its answers; leave it out, or call generate")
     batch = model.read(images, prompt, kwargs)
     told = {"num_return_sequences": n, "return_dict_in_generate": True, "output_logits": True}
     out = model.generate(**batch, **{"do_sample": True} | kwargs | told)
     tokens = out.sequences[:, batch["input_ids"].shape[1] :]
     texts = [text.strip() for text in model.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
     if verifier is None:
-        ends = settings["eos_token_id"]
+        ends = model.setting(kwargs, "eos_token_id")
         ends = [] if ends is None else torch.as_tensor(ends).flatten().tolist()
         logits = torch.stack(out.logits, 1)
-        scores: Sequence[float] = mean_log_probability(logits, tokens, ends, settings["pad_token_id"]).tolist()
+        scores: Sequence[float] = mean_log_probability(
+            logits, tokens, ends, model.setting(kwargs, "pad_token_id")
+        ).tolist()
     else:
-        shown = [] if images is None else list(images) if isinstance(images, list | tuple) else [images]
+        [shown] = images_of_rows(images, [prompt])
         scores = [float(score) for score in verifier(shown, prompt, texts)]
     if any(score != score for score in scores):
         raise ValueError(f"the verifier gave {scores}: a score must be a number")

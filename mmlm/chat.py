@@ -7,6 +7,7 @@ chat.ask("And this one?", images="dog.jpg")
 
 from contextlib import ExitStack
 from copy import copy
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -52,7 +53,7 @@ class Chat:
 
         Raises ValueError for an empty question, ImageError for a bad image; the conversation is then what it was.
         """
-        if self.told(kwargs, "num_return_sequences") not in (None, 1):
+        if self.model.setting(kwargs, "num_return_sequences") not in (None, 1):
             raise ValueError("num_return_sequences: a conversation goes on with one answer; ask generate for several")
         new = self.waiting + as_list(images)
         shown = self.shown + new
@@ -121,14 +122,10 @@ class Chat:
 
     def goes_on(self, kwargs: dict[str, Any]) -> bool:
         """May generate be given the cache of the turn before? Beams, assisted decoding and other caches start anew."""
-        told = [self.told(kwargs, name) for name in ("prompt_lookup_num_tokens", "cache_implementation")]
-        alone = self.told(kwargs, "num_beams") in (None, 1) and self.told(kwargs, "use_cache") is not False
-        return alone and not any(told) and not {"assistant_model", "past_key_values"} & set(kwargs)
-
-    def told(self, kwargs: dict[str, Any], name: str) -> Any:
-        """A setting of generate, wherever it comes from."""
-        config = kwargs.get("generation_config") or self.model.decoder.generation_config
-        return kwargs.get(name, getattr(config, name, None))
+        setting = partial(self.model.setting, kwargs)
+        alone = setting("num_beams") in (None, 1) and setting("use_cache") is not False
+        other = setting("prompt_lookup_num_tokens") or setting("cache_implementation")
+        return alone and not other and not {"assistant_model", "past_key_values"} & set(kwargs)
 
 
 def as_list(images: Source | list[Source] | None) -> list[Source]:

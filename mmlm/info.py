@@ -5,6 +5,7 @@ Decoder, backbone and adapter are built on torch's meta device, where a tensor h
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any, cast
@@ -44,10 +45,14 @@ class Info:
     def total(self) -> int:
         return count(self.parts)
 
+    @cached_property
+    def per_token(self) -> dict[str, int]:
+        """Parameters that a token goes through, by part; none of the backbone: it sees an image, not a token."""
+        return {"decoder": active_parameters(self.decoder), "vision": 0, "adapter": count(self.parts["adapter"])}
+
     @property
     def active(self) -> int:
-        """Parameters that a token goes through, those of the backbone left out: they see an image, not a token."""
-        return active_parameters(self.decoder) + count(self.parts["adapter"])
+        return sum(self.per_token.values())
 
     def learnt(self, part: str) -> int:
         """How many parameters of a part are trained."""
@@ -67,9 +72,7 @@ def find_config(name: str, revision: str | None = None) -> PreTrainedConfig:
     """The config of a decoder or of a saved adapter: a shipped name, folder or hub id. ValueError if there is none."""
     if name in shipped():
         return AutoConfig.for_model(**json.loads(shipped()[name].read_text(encoding="utf-8")))
-    if name == zoo.DECODER:
-        zoo.ensure_decoder()
-        name = str(zoo.decoder_folder())
+    name = zoo.located(name)
     try:
         found = AutoConfig.from_pretrained(name, revision=revision)
     except (OSError, ValueError) as error:
@@ -118,7 +121,7 @@ def report(info: Info) -> str:
     text = decoder.config.get_text_config(decoder=True)
     experts, picked = expert_counts(decoder.config)
     heads = getattr(text, "num_attention_heads", None)
-    rows = [(part, count(info.parts[part]), active, info.learnt(part)) for part, active in actives(info).items()]
+    rows = [(part, count(info.parts[part]), active, info.learnt(part)) for part, active in info.per_token.items()]
     rows.append(("in all", info.total, info.active, sum(map(info.learnt, info.parts))))
     frozen = info.total - rows[-1][-1]
     lines = [
@@ -156,11 +159,6 @@ def report(info: Info) -> str:
         cost = embeddings * len(config.layers) * 2 * config.kv_heads * config.head_dim * 2
         lines.append(f"{f'{width}x{height}':15}{embeddings:>10}   {size(cost)}")
     return "\n".join(lines)
-
-
-def actives(info: Info) -> dict[str, int]:
-    """Parameters that a token goes through, by part; 0 for the backbone, through which no token goes."""
-    return {"decoder": active_parameters(info.decoder), "vision": 0, "adapter": count(info.parts["adapter"])}
 
 
 def state(info: Info, part: str) -> str:

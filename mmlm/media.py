@@ -197,11 +197,11 @@ class View:
     def gated(self, block: int, x: Tensor) -> Tensor:
         """The block's own work: x [Q, queries, D] -> [Q, queries, D]."""
         k, v = self.keys_values(block)
-        mask, sees = self.mask, self.sees
-        if sees is not None and x.shape[1] > sees.shape[1]:  # several streams
-            sees = sees.repeat_interleave(x.shape[1] // sees.shape[1], 1)
-        if mask is not None and x.shape[1] > mask.shape[1]:
-            mask = mask.repeat_interleave(x.shape[1] // mask.shape[1], 1)
+        queries = x.shape[1]  # of several streams, so many for each token
+        mask, sees = (
+            t if t is None or t.shape[1] == queries else t.repeat_interleave(queries // t.shape[1], 1)
+            for t in (self.mask, self.sees)
+        )
         its = self.adapter.blocks[block]
         folds = block in self.folded or (its.plain and not torch.compiler.is_compiling())
         if torch.is_grad_enabled() or not folds:

@@ -64,7 +64,7 @@ class MultimodalLM(Pretrained):
         self.splice = Splice(decoder, layers, config.layers)
         self.trained = choose_trained(self, config)
         """Names of the parameters that are trained, and saved."""
-        if device.type != "meta":
+        if not config.fingerprint and device.type != "meta":  # of a saved adapter it is known, and has been compared
             config.fingerprint = fingerprints(self, config.unfreeze)
         self.dtypes = self.frozen_dtypes()
         # below the first block there is nothing to go back to, unless more than the adapter learns
@@ -257,7 +257,7 @@ class MultimodalLM(Pretrained):
             kwargs.setdefault("max_new_tokens", NEW_TOKENS)
         if "pad_token_id" not in kwargs and self.decoder.generation_config.pad_token_id is None:
             kwargs["pad_token_id"] = self.processor.tokenizer.eos_token_id
-        if kwargs.get("guidance_scale") not in (None, 1):
+        if self.setting(kwargs, "guidance_scale") not in (None, 1):
             raise ValueError("guidance_scale=: the text that is to be unguided would see the images, too; leave it out")
         if kwargs.get("stop_strings") is not None:
             kwargs.setdefault("tokenizer", self.processor.tokenizer)

@@ -4,6 +4,7 @@ R rows, T text tokens, D width of the decoder.
 """
 
 import os
+from collections.abc import Mapping
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -187,9 +188,6 @@ class Pretrained(PreTrainedModel, GenerationMixin):
         """The model without its vocabulary: what it gives has `last_hidden_state` [R, T, D]."""
         return Headless(self)
 
-    def get_decoder(self) -> PreTrainedModel:
-        return self.decoder
-
     def get_input_embeddings(self) -> nn.Module:
         return self.decoder.get_input_embeddings()
 
@@ -219,9 +217,10 @@ class Pretrained(PreTrainedModel, GenerationMixin):
         if "decoder" in self._modules:  # transformers sets one of its own before there is any
             self.decoder.generation_config = value
 
-    @classmethod
-    def can_generate(cls) -> bool:
-        return True
+    def setting(self, kwargs: Mapping[str, Any], name: str) -> Any:
+        """A setting of generate: of its keyword arguments, of the generation_config among them, or of the decoder's."""
+        config = kwargs.get("generation_config") or self.generation_config
+        return kwargs.get(name, getattr(config, name, None))
 
 
 class Headless:

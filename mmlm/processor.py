@@ -77,11 +77,7 @@ class Processor(ProcessorMixin):
         if Path(name, "tokenizer_config.json").is_file():
             tokenizer = load_tokenizer(name)
         elif config.decoder:
-            tokenizer = (
-                zoo.load_default_tokenizer()
-                if config.decoder == zoo.DECODER
-                else load_tokenizer(config.decoder, revision=config.revision)
-            )
+            tokenizer = load_tokenizer(zoo.located(config.decoder), config.revision)
         else:
             raise ValueError(f"{name}: made on a built decoder; make Processor(tokenizer) with that one's tokenizer")
         return cls(tokenizer, config.pyramid, config.detail, config.mark)
@@ -123,7 +119,7 @@ class Processor(ProcessorMixin):
             raise ValueError(f"return_tensors={return_tensors!r}: takes 'pt'; media are tensors of torch")
         if padding not in (True, "longest") and not (padding is False and len(texts) == 1):
             raise ValueError(f"padding={padding!r}: rows are padded to the longest, True; see pad_to_multiple_of")
-        shown = [pictures(one) for one in texts] if images is None else images_of_rows(images, len(texts))
+        shown = images_of_rows(images, texts)
         rows = [self.read(one, len(mine), special=add_special_tokens) for one, mine in zip(texts, shown, strict=True)]
         longest = max(len(row.ids) for row in rows)
         if truncation and max_length and longest > max_length:
@@ -326,18 +322,20 @@ def pictures(chat: Text) -> list[Source]:
     return found
 
 
-def images_of_rows(images: Any, rows: int) -> list[list[Source]]:
-    """Whatever form the images came in -> a list for each row."""
+def images_of_rows(images: Any, texts: Sequence[Text]) -> list[list[Source]]:
+    """Whatever form the images came in, be it in chats -> a list for each row."""
     if images is None:
-        return [[] for _ in range(rows)]
+        return [pictures(text) for text in texts]
     if not isinstance(images, list | tuple):
         images = [images]
     if any(isinstance(entry, list | tuple) for entry in images):
         shown = [list(entry) if isinstance(entry, list | tuple) else [entry] for entry in images]
     else:
-        shown = [list(images)] if rows == 1 else [[image] for image in images]
-    if len(shown) != rows:
-        raise ValueError(f"{len(shown)} images came with {rows} prompts: give one image, or a list of them, for each")
+        shown = [list(images)] if len(texts) == 1 else [[image] for image in images]
+    if len(shown) != len(texts):
+        raise ValueError(
+            f"{len(shown)} images came with {len(texts)} prompts: give one image, or a list of them, for each"
+        )
     return shown
 
 

@@ -21,7 +21,7 @@ from tokenizers import pre_tokenizers
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from mmlm.decoder import fast_dtype, load_decoder, load_tokenizer
+from mmlm.decoder import fast_dtype, load_decoder
 from mmlm.files import new_folder
 from mmlm.upcycle import upcycle
 from vision.backbone import Backbone
@@ -54,9 +54,9 @@ def load_default_decoder(**kwargs: Any) -> tuple[PreTrainedModel, PreTrainedToke
 
     ValueError, with the mend, if its files are damaged.
     """
-    ensure_decoder()
+    folder = located(DECODER)
     try:
-        return load_decoder(decoder_folder(), **({"dtype": fast_dtype()} | kwargs))
+        return load_decoder(folder, **({"dtype": fast_dtype()} | kwargs))
     except ValueError as error:
         raise ValueError(
             f"{decoder_folder()}: the default decoder does not load ({error.__cause__}); if a file is damaged, remove "
@@ -64,10 +64,12 @@ def load_default_decoder(**kwargs: Any) -> tuple[PreTrainedModel, PreTrainedToke
         ) from error
 
 
-def load_default_tokenizer() -> PreTrainedTokenizerBase:
-    """The default decoder's tokenizer; the decoder is made first if this machine does not have it yet."""
+def located(decoder: str) -> str:
+    """What transformers finds a decoder by: its name, or the default one's folder, made first if it is not there."""
+    if decoder != DECODER:
+        return decoder
     ensure_decoder()
-    return load_tokenizer(decoder_folder())
+    return str(decoder_folder())
 
 
 def ensure_decoder() -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from parts import media_of
 from transformers import GenerationConfig, LogitsProcessor
 
 from mmlm.best import ClipVerifier, best_of, mean_log_probability
@@ -37,7 +38,7 @@ def test_the_score_is_what_teacher_forcing_gives(model, picture):
     )
     start = batch["input_ids"].shape[1]
     tokens = out.sequences[:, start:]
-    media = {name: value for name, value in batch.items() if name not in ("input_ids", "attention_mask")}
+    media = media_of(batch)
     with torch.no_grad():
         forced = model(input_ids=out.sequences, **media).logits[:, start - 1 : -1]
     wanted = forced.log_softmax(-1).gather(-1, tokens[..., None]).mean()
@@ -69,7 +70,7 @@ def test_an_answer_that_stops_for_another_reason_counts_up_to_there(how, model, 
     best = best_of(model, picture(1), "What is it?", n=6, **told)
     batch = model.processor(picture(1), "What is it?")
     start, wanted, lengths = batch["input_ids"].shape[1], [], set()
-    media = {name: value for name, value in batch.items() if name not in ("input_ids", "attention_mask")}
+    media = media_of(batch)
     torch.manual_seed(0)
     for ids in model.generate(**batch, do_sample=True, num_return_sequences=6, **told):
         answer = ids[start:].tolist()

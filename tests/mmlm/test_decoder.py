@@ -7,6 +7,7 @@ import torch
 from families import small
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from parts import text_of
 from transformers import (
     BartConfig,
     BartForCausalLM,
@@ -222,7 +223,7 @@ def test_settings_of_the_decoder_go_through(kwargs, holds, with_eyes, folder, pi
     model = with_eyes(**kwargs)
     assert holds(model.decoder)
     batch = model.processor([[picture(1)], []], ["<image>What?", "Blind"])
-    text = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    text = text_of(batch)
     base = load_decoder(folder, **kwargs)[0]
     got, plain = model(**batch).logits, base(**text).logits
     assert torch.equal(model(**text).logits, plain)
@@ -257,7 +258,7 @@ def test_a_quantized_decoder_sees_and_is_itself_without_an_image(quantized, with
     weight = model.decoder.model.layers[1].self_attn.q_proj.weight
     assert type(weight).__module__.startswith("torchao")
     batch = model.processor([[picture(1)], []], ["<image>What?", "Blind"])
-    text = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    text = text_of(batch)
     got, plain = model(**batch).logits, base(**text).logits
     assert torch.equal(model(**text).logits, plain) and torch.equal(got[1], plain[1])
     assert not torch.allclose(got[0], plain[0], atol=0.1)

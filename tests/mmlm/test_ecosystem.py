@@ -29,6 +29,9 @@ from mmlm.config import AdapterConfig
 from mmlm.model import MultimodalLM
 from mmlm.processor import Processor
 
+QUIET = {"report_to": "none", "use_cpu": True, "disable_tqdm": True}  # of every trainer's arguments
+TRL = QUIET | {"bf16": False, "learning_rate": 1e-2, "logging_steps": 1, "save_strategy": "no"}
+TRL |= {"per_device_train_batch_size": 2, "max_length": None}
 GREEDY = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
 
 
@@ -227,10 +230,8 @@ def test_trainer_trains_saves_and_resumes(
             per_device_train_batch_size=1,
             learning_rate=1e-2,
             activation_checkpointing=checkpointing,
-            report_to="none",
-            use_cpu=True,
-            disable_tqdm=True,
             logging_steps=100,
+            **QUIET,
         )
         return Trainer(model=model, args=how, train_dataset=Pairs(model, picture), data_collator=collate)
 
@@ -249,9 +250,7 @@ def test_trainer_trains_saves_and_resumes(
 
 
 def test_trainer_evaluates(model, picture, tmp_path):
-    how = TrainingArguments(
-        output_dir=str(tmp_path), per_device_eval_batch_size=1, report_to="none", use_cpu=True, disable_tqdm=True
-    )
+    how = TrainingArguments(output_dir=str(tmp_path), per_device_eval_batch_size=1, **QUIET)
     trainer = Trainer(model=model, args=how, eval_dataset=Pairs(model, picture), data_collator=collate)
     with torch.no_grad():
         losses = [model(**collate([row])).loss.item() for row in Pairs(model, picture)]
@@ -310,6 +309,12 @@ def test_peft_in_the_adapters_own_blocks_counts_without_gradients_too(model, pic
     torch.testing.assert_close(after, tuned(**batch).logits.detach(), atol=1e-3, rtol=1e-3)
 
 
+def trained(trainer):
+    """The losses of the steps."""
+    trainer.train()
+    return [line["loss"] for line in trainer.state.log_history if "loss" in line]
+
+
 @pytest.mark.parametrize("lora", [False, True])
 def test_trl_fine_tunes_it(lora, make_model, picture, tmp_path):
     model = make_model()
@@ -322,26 +327,13 @@ def test_trl_fine_tunes_it(lora, make_model, picture, tmp_path):
         for i in range(4)
     ]
     how = SFTConfig(
-        output_dir=str(tmp_path),
-        max_steps=4,
-        per_device_train_batch_size=2,
-        learning_rate=1e-2,
-        max_length=None,
-        report_to="none",
-        use_cpu=True,
-        bf16=False,
-        disable_tqdm=True,
-        logging_steps=1,
-        save_strategy="no",
-        router_aux_loss_coef=0.0,
-        activation_checkpointing=False,
+        output_dir=str(tmp_path), max_steps=4, router_aux_loss_coef=0.0, activation_checkpointing=False, **TRL
     )
     peft = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"]) if lora else None
     trainer = SFTTrainer(
         model=model, args=how, train_dataset=Dataset.from_list(rows), processing_class=model.processor, peft_config=peft
     )
-    trainer.train()
-    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    losses = trained(trainer)
     assert len(losses) == 4 and losses[-1] < losses[0]
     if not lora:
         assert same(bytes_of(model.decoder), frozen)
@@ -351,22 +343,9 @@ def test_trl_fine_tunes_it(lora, make_model, picture, tmp_path):
 def test_trl_prefers_with_a_reference_model_of_its_own(run, picture, tmp_path):
     said = {name: [{"role": "assistant", "content": name[0]}] for name in ("chosen", "rejected")}
     rows = [{"images": [picture(i)], "prompt": [{"role": "user", "content": "What?"}], **said} for i in range(2)]
-    how = DPOConfig(
-        output_dir=str(tmp_path / "dpo"),
-        max_steps=2,
-        per_device_train_batch_size=2,
-        learning_rate=1e-2,
-        max_length=None,
-        report_to="none",
-        use_cpu=True,
-        bf16=False,
-        disable_tqdm=True,
-        logging_steps=1,
-        save_strategy="no",
-    )
+    how = DPOConfig(output_dir=str(tmp_path / "dpo"), max_steps=2, **TRL)
     model = MultimodalLM.from_pretrained(run)
     trainer = DPOTrainer(model=model, args=how, train_dataset=Dataset.from_list(rows), processing_class=model.processor)
     assert isinstance(trainer.ref_model, MultimodalLM)
-    trainer.train()
-    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    losses = trained(trainer)
     assert losses[0] == pytest.approx(math.log(2), abs=0.02) and losses[-1] < losses[0]

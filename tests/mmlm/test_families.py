@@ -4,7 +4,6 @@ What a decoder does not do alone, such as to say the same with its cache as with
 check is left out, and the summary names it. Of `CORE` none may be left out.
 """
 
-import hashlib
 import inspect
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from families import CANNOT, CORE, MAYBE, SIZES, UNLIKE, small, types
+from parts import bytes_of, logits, media_of, text_of
 
 from mmlm.experts import use_padded_experts
 from mmlm.model import MultimodalLM
@@ -72,22 +72,6 @@ def born(family, make_model):
 def model(family, make_model, open_gates):
     """With eyes wide open."""
     return open_gates(make_model(decoder_of(family), layers=LAYERS), 0.9)
-
-
-@torch.no_grad()
-def logits(model, batch):
-    return model(**batch).logits
-
-
-def text_of(batch):
-    return {name: batch[name] for name in ("input_ids", "attention_mask")}
-
-
-def bytes_of(module):
-    digest = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        digest.update(name.encode() + tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 @pytest.fixture
@@ -157,7 +141,7 @@ def test_cached_is_uncached(told, family, base, model, picture):
     if not torch.equal(forced(base, batch, said), said):
         leave_out(family, "without eyes, too, it says other things with a cache than without")
     tokens = model.generate_tokens(batch, **GREEDY)
-    media = {name: value for name, value in batch.items() if name not in text_of(batch)}
+    media = media_of(batch)
     assert torch.equal(forced(model, batch, tokens, **media), tokens)
 
 

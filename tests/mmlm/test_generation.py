@@ -8,6 +8,7 @@ import threading
 
 import pytest
 import torch
+from parts import media_of
 from torch._dynamo import reset
 from torch._dynamo.utils import counters
 from transformers import (
@@ -35,10 +36,6 @@ ROWS = [
     ([2, 3], (700, 300), "One <image> two <image> which?"),
     ([4], (96, 64), "In the <image>"),
 ]
-
-
-def media_of(batch):
-    return {name: value for name, value in batch.items() if name not in ("input_ids", "attention_mask")}
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from parts import text_of
 
 ADAPTERS = [
     {},
@@ -68,7 +69,7 @@ def test_an_image_changes_what_sees_it_and_nothing_else(which, drawn, data, mode
     seeds = list(range(len(sizes)))
     batch = batch_of(seeds)
     one, other = logits_of(model, batch), logits_of(model, batch_of([s + 100 * (s == changed) for s in seeds]))
-    plain = logits_of(model.decoder, {name: batch[name] for name in ("input_ids", "attention_mask")})
+    plain = logits_of(model.decoder, text_of(batch))
     assert torch.isfinite(one).all()
     for row, seen in enumerate(seen_by(batch, rows, which[1])):
         may_know = may_know_any = False  # what a token saw, those after it read from it

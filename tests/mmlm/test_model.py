@@ -1,7 +1,6 @@
 """The invariants of DESIGN.md, on a small random Mixtral; the slow ones on the real default decoder."""
 
 import copy
-import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
@@ -10,6 +9,7 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from parts import bytes_of, logits, media_of, text_of
 from timm.models import save_for_hf
 
 from mmlm.model import MultimodalLM
@@ -17,26 +17,6 @@ from vision.encoder import VisionEncoder
 from vision.images import ImageError
 
 GREEDY = {"max_new_tokens": 10, "do_sample": False}
-
-
-@torch.no_grad()
-def logits(model, batch):
-    return model(**batch).logits
-
-
-def text_of(batch):
-    return {name: batch[name] for name in ("input_ids", "attention_mask")}
-
-
-def media_of(batch):
-    return {name: value for name, value in batch.items() if name not in ("input_ids", "attention_mask")}
-
-
-def bytes_of(module):
-    digest = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        digest.update(name.encode() + tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def up_to_end(tokens, end):

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from families import small
+from parts import text_of
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, EncoderDecoderCache, StaticCache
 
 from mmlm.splice import tokens_seen
@@ -47,7 +48,7 @@ def test_architectures_are_spliced_as_they_are(decoder, make_model, open_gates, 
     model = make_model(decoder, layers=[1, 2])
     assert list(decoder.state_dict()) == list(base.state_dict())
     batch = model.processor([picture(1), picture(2)], ["What is it?", "And what is <image> this?"])
-    text = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    text = text_of(batch)
     plain = base(**text).logits
     assert torch.equal(model(**batch).logits, plain)  # born exact
     open_gates(model, 0.9)
@@ -133,7 +134,7 @@ def test_recurrent_decoders_know_where_the_image_stands(kind, make_model, open_g
     batch |= {"input_ids": out.sequences, "attention_mask": torch.ones_like(out.sequences)}
     whole = model(**batch, use_cache=False).logits[:, length - 1 : -1]
     torch.testing.assert_close(torch.stack(out.logits, 1), whole, atol=1e-3, rtol=1e-3)
-    blind = model(**{name: batch[name] for name in ("input_ids", "attention_mask")}, use_cache=False).logits
+    blind = model(**text_of(batch), use_cache=False).logits
     assert not torch.allclose(blind[:, length - 1 : -1], whole, atol=0.1)
 
 
