@@ -6,7 +6,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from mmlm.block import GatedBlock, RMSNorm, Whiten
+from mmlm.block import GatedBlock, RMSNorm, Whiten, at_least_fp32
 from mmlm.config import AdapterConfig
 from vision.pyramid import SLOTS
 
@@ -35,7 +35,7 @@ class MediaProjection(nn.Module):
         # the gradient of plain indexing is summed in no fixed order on a CPU, and slower
         tables = ((self.slot, slot), (self.row, row), (self.column, column))
         where = sum(table.index_select(0, place) for table, place in tables)
-        return self.norm(torch.cat(looks).float() + where)
+        return self.norm(at_least_fp32(torch.cat(looks)) + where)
 
 
 class Adapter(nn.Module):

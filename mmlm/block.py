@@ -20,15 +20,21 @@ EPS = 1e-6  # of RMS norms
 SAMPLES = 1024  # values of each weight by which a change is noticed that torch does not count
 
 
+def at_least_fp32(x: Tensor) -> Tensor:
+    """x, but for 16 bits; float64 stays what it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class RMSNorm(nn.Module):
-    """RMS norm in fp32 whatever comes in; Zhang & Sennrich 2019, arXiv:1910.07467."""
+    """RMS norm in fp32 whatever comes in, but for weights in float64; Zhang & Sennrich 2019, arXiv:1910.07467."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x.float(), self.weight.shape, self.weight.float(), EPS)
+        fp32 = at_least_fp32(self.weight)
+        return rms_norm(x.to(fp32.dtype), self.weight.shape, fp32, EPS)
 
 
 class Whiten(nn.Module):
@@ -47,8 +53,9 @@ class Whiten(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = rms_norm(x.float(), self.weight.shape, eps=EPS) - self.mean.float()
-        return (x @ self.rotation).float() * self.weight.float() + self.bias.float()
+        mean, weight, bias = map(at_least_fp32, (self.mean, self.weight, self.bias))
+        x = rms_norm(x.to(mean.dtype), self.weight.shape, eps=EPS) - mean
+        return (x @ self.rotation).to(mean.dtype) * weight + bias
 
     @torch.no_grad()
     def fit(self, samples: Tensor, shrink: float = 0.1) -> None:
@@ -106,9 +113,9 @@ class GatedBlock(nn.Module):
         Tokens that see nothing come out bit for bit as they went in.
         """
         self.kept = None  # in training it would be out of date after every step
-        x = hidden.to(torch.promote_types(hidden.dtype, torch.float32))  # float64 stays what it is
-        x = x + torch.tanh(self.attention_gate) * self.scale * self.attention(self.norm(x), k, v, mask).float()
-        x = x + torch.tanh(self.ff_gate) * self.scale * self.feed_forward(self.ff_norm(x)).float()
+        x = at_least_fp32(hidden)
+        x = x + torch.tanh(self.attention_gate) * self.scale * at_least_fp32(self.attention(self.norm(x), k, v, mask))
+        x = x + torch.tanh(self.ff_gate) * self.scale * at_least_fp32(self.feed_forward(self.ff_norm(x)))
         x = x.to(hidden.dtype)
         return x if sees is None else torch.where(sees[..., None], x, hidden)
 
@@ -144,8 +151,8 @@ class Folded:
     """
 
     def __init__(self, block: GatedBlock, dtype: torch.dtype, state: "State") -> None:
-        self.state, self.q_norm = state, block.q_norm.weight.float()
-        self.shift, self.ff_shift = -block.norm.mean.float(), -block.ff_norm.mean.float()
+        self.state, self.q_norm = state, at_least_fp32(block.q_norm.weight)
+        self.shift, self.ff_shift = (-at_least_fp32(norm.mean) for norm in (block.norm, block.ff_norm))
         self.q = fold(block.norm, block.q.weight, dtype)
         self.gate_up = fold(block.ff_norm, torch.cat([block.gate.weight, block.up.weight]), dtype)  # [2F, D]
         self.o, self.down = (product.weight.detach().to(dtype) for product in (block.o, block.down))
@@ -153,7 +160,7 @@ class Folded:
 
     def __call__(self, hidden: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sees: Tensor | None) -> Tensor:
         """As `GatedBlock.forward`, to rounding. Tokens that see nothing come out bit for bit as they went in."""
-        x = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+        x = at_least_fp32(hidden)
         q = linear(torch.addcmul(self.shift, x, rms(x)).to(v.dtype), *self.q).unflatten(-1, (-1, v.shape[-1]))
         y = look((q * rms(q) * self.q_norm).to(v.dtype), k, v, mask)
         x = torch.addcmul(x, self.opened, linear(y, self.o))
@@ -187,9 +194,8 @@ class State:
 def fold(norm: Whiten, weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Weight [F, D] and bias [F] of a product that does what the rotation, scale and shift and then `weight` do."""
     with torch.autocast(weight.device.type, enabled=False):
-        weight = weight.float()
-        turned = (weight * norm.weight.float()) @ norm.rotation.float().T
-        return turned.to(dtype), (weight @ norm.bias.float()).to(dtype)
+        weight, scale, rotation, bias = map(at_least_fp32, (weight, norm.weight, norm.rotation, norm.bias))
+        return ((weight * scale) @ rotation.T).to(dtype), (weight @ bias).to(dtype)
 
 
 def look(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -208,7 +214,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """
     if q.device.type != "cpu" or not torch.is_grad_enabled():
         return scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
+    scores = at_least_fp32(q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
     return scores.softmax(-1).to(v.dtype) @ v

@@ -23,6 +23,7 @@ from transformers import (
 from mmlm import store, zoo
 from mmlm.adapter import Adapter
 from mmlm.assist import drafting, media_for
+from mmlm.block import at_least_fp32
 from mmlm.chat import Chat
 from mmlm.config import AdapterConfig, fit_config
 from mmlm.decoder import find_layers, home, load_decoder
@@ -209,7 +210,7 @@ class MultimodalLM(Pretrained):
             values = self.vision(media["pixel_values"], media["media_cells"])
         dtype = self.decoder.dtype
         with casting(self.device, dtype):
-            embeddings = self.adapter.media([value.float() for value in values], media["media_places"])
+            embeddings = self.adapter.media(list(map(at_least_fp32, values)), media["media_places"])
         return View(self.adapter, embeddings, media, self.config.attend, dtype, self.recompute.on)
 
     # -- from images and words to words -------------------------------------------------------------------------------

@@ -220,6 +220,19 @@ def test_vision_and_adapter_go_where_the_decoder_is(make_model, tiny_decoder, ti
 # -- who sees what ----------------------------------------------------------------------------------------------------
 
 
+@torch.no_grad()
+def test_in_float64_it_is_what_it_is_in_fp32(tiny_model, open_gates, picture):
+    model = open_gates(tiny_model).eval()
+    batch = model.processor([[picture(1)], [picture(2)]], ["a picture of", "<image>a"])
+    single = logits(model, batch)
+    double = logits(model.double(), batch)
+    assert double.dtype == torch.float64
+    torch.testing.assert_close(double.float(), single, atol=1e-4, rtol=1e-4)
+    text = text_of(batch)
+    assert torch.equal(logits(model, text), model.decoder(**text).logits)
+    assert isinstance(model.generate(picture(1), "a picture of", max_new_tokens=4), str)
+
+
 def test_images_are_seen_and_told_apart(shared, picture):
     one, other = (logits(shared, shared.processor(picture(seed), "What is it?")) for seed in (1, 2))
     assert not torch.allclose(one, other, atol=0.1)
