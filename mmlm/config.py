@@ -15,6 +15,7 @@ from vision.pyramid import Level, Pyramid
 
 FORMAT = 2
 FOUND = ("fingerprint", "weights", "hidden", "channels", "format")  # no settings: they follow from the parts, or saving
+FREE = ("attend", "detail", "system", "caption_prompt", "mark", "image_last", "data", "scores")  # of any weights
 WRITTEN = ("architectures", "model_type", "transformers_version")  # into its file, for transformers' auto classes
 
 
@@ -114,6 +115,16 @@ class AdapterConfig(PreTrainedConfig):
                     raise ValueError(f"pyramid: the level {level} is no pair [cells on a side, feature map]")
         overview, tile = (tuple(Level(*level) for level in levels) for levels in (self.overview, self.tile))
         return Pyramid(overview, tile)
+
+    def changed_to(self, given: "AdapterConfig", name: str) -> "AdapterConfig":
+        """This saved config with the settings of a `given` one. ValueError where its weights fit no other."""
+        mine, other = ({key: getattr(config, key) for key in FIELDS} for config in (self, given))
+        if wrong := next((key for key in FIELDS if key not in FREE and mine[key] != other[key]), None):
+            raise ValueError(
+                f"{name}: config= has {wrong}={other[wrong]!r}, but its weights were saved with {mine[wrong]!r}; of a "
+                f"saved adapter {', '.join(FREE)} can be set"
+            )
+        return AdapterConfig(**other)
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         """The decoder's config, once a model has been made of it."""

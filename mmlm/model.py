@@ -127,6 +127,7 @@ class MultimodalLM(Pretrained):
         decoder: str | os.PathLike[str] | nn.Module | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         vision: str | os.PathLike[str] | nn.Module | None = None,
+        config: AdapterConfig | None = None,
         revision: str | None = None,
         decoder_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
@@ -136,6 +137,7 @@ class MultimodalLM(Pretrained):
         Args:
             name: a folder that `save_pretrained` wrote, or a hub id.
             decoder, tokenizer, vision: those parts, where they are built already or have moved.
+            config: the saved one with other settings, such as `detail`; that weights were made for stays.
             revision: of the adapter on the hub.
             decoder_kwargs: as in `from_parts`.
             kwargs: the same, as transformers takes them: dtype, device_map, attn_implementation, quantization_config;
@@ -143,8 +145,9 @@ class MultimodalLM(Pretrained):
 
         Raises ValueError for a folder without an adapter, and for frozen weights other than those it was trained on.
         """
-        kwargs = for_decoder(kwargs)
-        config, weights = store.load(name, revision, **store.hub_kwargs(kwargs))
+        kwargs = for_decoder(config, kwargs)
+        saved, weights = store.load(name, revision, **store.hub_kwargs(kwargs))
+        config = saved if config is None else saved.changed_to(config, str(name))
         decoder = config.decoder if decoder is None else decoder
         vision = config.vision if vision is None else vision
         if decoder == "" or (isinstance(vision, str) and vision.startswith(MODULE)):
@@ -297,14 +300,11 @@ class MultimodalLM(Pretrained):
         return [*system, {"role": "user", "content": content}]
 
 
-def for_decoder(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Keyword arguments as an auto class hands them on -> those of the decoder's `from_pretrained`."""
-    config = kwargs.get("config")  # into which AutoModel has put two of them
+def for_decoder(config: AdapterConfig | None, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Keyword arguments as an auto class hands them on, two of them in its config -> those of the decoder's own."""
     names = ("attn_implementation", "experts_implementation")
     moved = {name: value for name in names if (value := getattr(config, f"_{name}", None)) is not None}
-    return moved | {
-        key: value for key, value in kwargs.items() if key not in ("config", "_from_auto", "adapter_kwargs")
-    }
+    return moved | {key: value for key, value in kwargs.items() if key not in ("_from_auto", "adapter_kwargs")}
 
 
 def _decoder(

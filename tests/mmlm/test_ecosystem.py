@@ -110,6 +110,17 @@ def test_the_auto_classes_know_it(run, picture):
         assert torch.equal(one(**batch).logits, MultimodalLM.from_pretrained(run)(**batch).logits)
 
 
+def test_settings_of_a_given_config_are_taken_and_shapes_are_not(run, picture):
+    config = AutoConfig.from_pretrained(run)
+    config.detail, config.system = "low", "Be brief."
+    for cls in (MultimodalLM, AutoModelForImageTextToText):
+        model = cls.from_pretrained(run, config=config)
+        assert model.processor.detail == "low" and model.messages("What?")[0]["content"] == "Be brief."
+    config.layers = [0, 2]
+    with pytest.raises(ValueError, match=r"config= has layers=\[0, 2\], but its weights were saved with \[1, 3\]"):
+        MultimodalLM.from_pretrained(run, config=config)
+
+
 def test_a_processor_is_saved_and_loaded(run, model, picture):
     model.processor.save_pretrained(run)
     again = AutoProcessor.from_pretrained(run)
