@@ -221,8 +221,8 @@ def test_vision_and_adapter_go_where_the_decoder_is(make_model, tiny_decoder, ti
 
 
 @torch.no_grad()
-def test_in_float64_it_is_what_it_is_in_fp32(tiny_model, open_gates, picture):
-    model = open_gates(tiny_model).eval()
+def test_in_float64_it_is_what_it_is_in_fp32(make_model, tiny_vision, open_gates, picture):
+    model = open_gates(make_model(vision=copy.deepcopy(tiny_vision))).eval()
     batch = model.processor([[picture(1)], [picture(2)]], ["a picture of", "<image>a"])
     single = logits(model, batch)
     double = logits(model.double(), batch)
