@@ -43,7 +43,7 @@ def drafting(model: Any, assistant: Any, kwargs: dict[str, Any]) -> AbstractCont
                 "assistant_model= tiles or pools images otherwise than the model that this batch was made for: call "
                 "generate(images, prompt, assistant_model=...), which reads the images for both"
             )
-        if "media_values" in media and assistant.vision.backbone is not model.vision.backbone:
+        if "media_values" in media and list(assistant.vision.backbones) != list(model.vision.backbones):
             raise ValueError(
                 "media_values are what the model's own eyes saw, and assistant_model= has others: give a batch of "
                 "pixel_values"

@@ -11,9 +11,9 @@ from typing import Any, get_args, get_origin
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from vision.pyramid import Level, Pyramid
+from vision.pyramid import Pyramid, parse_tokens
 
-FORMAT = 2
+FORMAT = 3
 FOUND = ("fingerprint", "weights", "hidden", "channels", "format")  # no settings: they follow from the parts, or saving
 FREE = ("attend", "detail", "system", "caption_prompt", "mark", "image_last", "data", "scores")  # of any weights
 WRITTEN = ("architectures", "model_type", "transformers_version")  # into its file, for transformers' auto classes
@@ -32,8 +32,8 @@ class AdapterConfig(PreTrainedConfig):
 
     decoder: str = ""
     """Hub id, folder or embedded name of the frozen decoder."""
-    vision: str = ""
-    """Name of the frozen vision backbone, as `vision.load_backbone` takes it, or an embedded name."""
+    vision: str | list[str] = ""
+    """Name of the frozen vision backbone, as `vision.load_backbone` takes it, or an embedded name; or several."""
     revision: str | None = None
     """Revision of the decoder on the hub."""
     fingerprint: dict[str, str] = field(default_factory=dict)
@@ -58,12 +58,10 @@ class AdapterConfig(PreTrainedConfig):
     """What a text token sees: the "latest" image before it (Flamingo), or "all" before it."""
     detail: str = "high"
     """Tiling: "high" (85 + 170 per tile), "low" (85), or "auto"."""
-    overview: list[list[int]] = field(default_factory=lambda: [[1, -1], [2, -1], [4, -1], [8, -2]])
-    """Grids of the overview: [cells on a side, feature map counted from the deepest, -1]."""
-    tile: list[list[int]] = field(default_factory=lambda: [[1, -1], [5, -1], [12, -2]])
-    """Grids of a tile, in the same form."""
+    tokens: str | dict[str, list[list[int]]] = "pyramid"
+    """What the 85 and 170 embeddings are made of: a name of `vision.TOKENS`, or grids of one's own in the same form."""
     channels: list[int] = field(default_factory=list)
-    """Channels of each feature map that is pooled, the deepest first."""
+    """Channels of each feature map that is pooled, by backbone and the deepest first."""
     system: str | None = None
     """System message of `ask` and `caption`; None leaves it to the decoder's chat template, "" sends an empty one."""
     caption_prompt: str = "Describe the image."
@@ -108,13 +106,13 @@ class AdapterConfig(PreTrainedConfig):
 
     @property
     def pyramid(self) -> Pyramid:
-        """The grids that `overview` and `tile` name. ValueError if they do not add up to 85 and 170."""
-        for levels in (self.overview, self.tile):
-            for level in levels:
-                if len(level) != 2:
-                    raise ValueError(f"pyramid: the level {level} is no pair [cells on a side, feature map]")
-        overview, tile = (tuple(Level(*level) for level in levels) for levels in (self.overview, self.tile))
-        return Pyramid(overview, tile)
+        """The grids that `tokens` names. ValueError if they do not add up to 85 and 170."""
+        return parse_tokens(self.tokens, len(self.eyes))
+
+    @property
+    def eyes(self) -> list[str]:
+        """Names of the vision backbones, one or several."""
+        return [self.vision] if isinstance(self.vision, str) else self.vision
 
     def changed_to(self, given: "AdapterConfig", name: str) -> "AdapterConfig":
         """This saved config with the settings of a `given` one. ValueError where its weights fit no other."""

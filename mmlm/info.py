@@ -94,7 +94,7 @@ def inspect(name: str, vision: str | None = None, **settings: Any) -> Info:
     if isinstance(found, AdapterConfig):
         if given := [key for key, value in {"vision": vision, **settings}.items() if value]:
             raise ValueError(f"{name}: a saved adapter has its own {', '.join(given)}; leave them out")
-        if not found.decoder or found.vision.startswith(MODULE):
+        if not found.decoder or any(name.startswith(MODULE) for name in found.eyes):
             raise ValueError(f"{name}: this adapter was made on built parts, of which its config does not tell")
         config, decoder = found, empty_decoder(find_config(found.decoder, found.revision))
     else:
@@ -102,8 +102,9 @@ def inspect(name: str, vision: str | None = None, **settings: Any) -> Info:
         layers = len(find_layers(decoder))
         config = fit_config(decoder.config, layers, decoder=name, vision=vision or zoo.VISION, **settings)
     with torch.device("meta"):
-        backbone = load_backbone(zoo.TIMM if config.vision == zoo.VISION else config.vision, pretrained=False)
-        encoder = VisionEncoder(backbone, config.pyramid, config.detail)
+        names = [zoo.TIMM if name == zoo.VISION else name for name in config.eyes]
+        backbones = [load_backbone(name, pretrained=False) for name in names]
+        encoder = VisionEncoder(backbones, config.pyramid, config.detail)
         config.channels = encoder.channels
         parts = nn.ModuleDict({"decoder": decoder, "vision": encoder, "adapter": Adapter(config)})
         return Info(config, parts, choose_trained(parts, config))
@@ -135,7 +136,7 @@ def report(info: Info) -> str:
         f"            {experts} experts, {picked} to a token" if experts else "            dense: no experts",
         f"            context {getattr(text, 'max_position_embeddings', None) or 'unknown'} tokens,"
         f" vocabulary {text.vocab_size}",
-        f"vision      {config.vision}, {state(info, 'vision')}",
+        f"vision      {', '.join(config.eyes)}, {state(info, 'vision')}",
         f"adapter     trained: {len(config.layers)} gated blocks before layers {', '.join(map(str, config.layers))}",
         f"            {config.heads} heads of {config.head_dim} ({config.kv_heads} for keys and values),"
         f" feed-forward {config.ff_factor:g} x {config.hidden}",

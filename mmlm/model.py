@@ -4,7 +4,7 @@ R rows, T text tokens, V vocabulary.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, cast
@@ -35,9 +35,12 @@ from mmlm.recompute import Recompute
 from mmlm.splice import Splice
 from mmlm.stream import pieces
 from mmlm.trained import choose_trained, fingerprints, train_tuned
-from vision.backbone import MODULE, load_backbone
+from vision.backbone import MODULE, Backbone, load_backbone
 from vision.encoder import VisionEncoder
 from vision.images import Source
+
+Eye = str | os.PathLike[str] | nn.Module
+Eyes = Eye | Sequence[Eye]
 
 IDS = ("input_ids", "inputs", "inputs_embeds")  # as transformers' generate calls its prompt
 NEW_TOKENS = 64  # of an answer, unless generate's keyword arguments say otherwise
@@ -79,7 +82,7 @@ class MultimodalLM(Pretrained):
     def from_parts(
         cls,
         decoder: str | os.PathLike[str] | nn.Module = zoo.DECODER,
-        vision: str | os.PathLike[str] | nn.Module = zoo.VISION,
+        vision: Eyes = zoo.VISION,
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
         every: int | None = None,
@@ -96,7 +99,7 @@ class MultimodalLM(Pretrained):
         Args:
             decoder: hub id, folder, or a built transformers module (then with its `tokenizer`). On a CPU its experts
                 are run by `padded_experts`, unless another implementation than the usual one was chosen for them.
-            vision: "timm/NAME", a folder, or a timm module made with features_only=True.
+            vision: what `load_backbone` takes, as "timm/NAME", or several: a list of those.
             every, start, layers: which decoder layers get a block in front, as in `place_blocks`; by default four,
                 spread over the last third.
             heads, kv_heads: of the cross-attention; by default the decoder's own.
@@ -115,8 +118,11 @@ class MultimodalLM(Pretrained):
             "kv_heads": kv_heads,
         }
         config = fit_config(built.config, len(find_layers(built)), decoder=name, revision=revision, **placed, **adapter)
-        encoder = _encoder(config, vision)
-        config.vision, config.channels = encoder.backbone.name, encoder.channels
+        backbones = _backbones(vision)
+        names = [backbone.name for backbone in backbones]
+        config.vision = names if len(names) > 1 else names[0]
+        encoder = VisionEncoder(backbones, config.pyramid, config.detail)
+        config.channels = encoder.channels
         return cls(config, built, tokenizer, encoder)
 
     @classmethod
@@ -126,7 +132,7 @@ class MultimodalLM(Pretrained):
         *,
         decoder: str | os.PathLike[str] | nn.Module | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
-        vision: str | os.PathLike[str] | nn.Module | None = None,
+        vision: Eyes | None = None,
         config: AdapterConfig | None = None,
         revision: str | None = None,
         decoder_kwargs: dict[str, Any] | None = None,
@@ -150,13 +156,13 @@ class MultimodalLM(Pretrained):
         config = saved if config is None else saved.changed_to(config, str(name))
         decoder = config.decoder if decoder is None else decoder
         vision = config.vision if vision is None else vision
-        if decoder == "" or (isinstance(vision, str) and vision.startswith(MODULE)):
+        if decoder == "" or any(isinstance(one, str) and one.startswith(MODULE) for one in _several(vision)):
             raise ValueError(
                 f"{name}: this adapter was made on built parts, which its config cannot name: pass "
                 f"{'decoder= and tokenizer=' if decoder == '' else 'vision='}"
             )
         built, tokenizer, _ = _decoder(decoder, tokenizer, config.revision, kwargs | (decoder_kwargs or {}))
-        encoder = _encoder(config, vision)
+        encoder = VisionEncoder(_backbones(vision), config.pyramid, config.detail)
         found = fingerprints(nn.ModuleDict({"decoder": built, "vision": encoder}), config.unfreeze)
         store.check_fingerprint(config, found, name)
         store.check_layers(config, len(find_layers(built)), name)
@@ -328,10 +334,13 @@ def _decoder(
     return built, tokenizer or own, str(decoder)
 
 
-def _encoder(config: AdapterConfig, vision: str | os.PathLike[str] | nn.Module) -> VisionEncoder:
-    """The frozen eyes that the config describes, around the backbone named or given."""
-    backbone = zoo.load_default_backbone() if vision == zoo.VISION else load_backbone(vision)
-    return VisionEncoder(backbone, config.pyramid, config.detail)
+def _several(vision: Eyes) -> Sequence[Eye]:
+    return vision if isinstance(vision, list | tuple) else [cast("Eye", vision)]
+
+
+def _backbones(vision: Eyes) -> list[Backbone]:
+    """The frozen backbones, named or given."""
+    return [zoo.load_default_backbone() if one == zoo.VISION else load_backbone(one) for one in _several(vision)]
 
 
 AutoModel.register(AdapterConfig, MultimodalLM, exist_ok=True)

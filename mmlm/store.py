@@ -61,14 +61,15 @@ def save(folder: str | os.PathLike[str], config: AdapterConfig, weights: Mapping
 
 def write_card(folder: Path, config: AdapterConfig, weights: Mapping[str, Tensor]) -> None:
     """Writes the model card: base models and revisions, what was trained on what, and what it scored."""
-    bases = [name for name in (config.decoder, config.vision.removeprefix("timm/")) if is_hub_id(name)]
+    eyes = [name.removeprefix("timm/") for name in config.eyes]
+    bases = [name for name in (config.decoder, *eyes) if is_hub_id(name)]
     head: dict[str, Any] = {"library_name": "mmlm", "pipeline_tag": "image-text-to-text", "tags": ["mmlm"]}
     if bases:
         head |= {"base_model": bases, "base_model_relation": "adapter"}
     rows = {
         "decoder": config.decoder or "a decoder of your own",
         "its revision": config.revision or "main",
-        "vision": config.vision,
+        "vision": ", ".join(config.eyes),
         "gated blocks before layers": ", ".join(map(str, config.layers)),
         "parameters trained": f"{sum(tensor.numel() for tensor in weights.values()):,}",
         "also trained": ", ".join(config.unfreeze + ["LoRA"] * (config.lora is not None)) or "nothing",

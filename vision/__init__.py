@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from vision.features import FeatureCache as FeatureCache
     from vision.images import ImageError as ImageError
     from vision.images import open_image as open_image
+    from vision.pyramid import TOKENS as TOKENS
     from vision.pyramid import Level as Level
     from vision.pyramid import Pyramid as Pyramid
     from vision.tiles import TilePlan as TilePlan
@@ -25,6 +26,7 @@ _HOME = {
     "FeatureCache": "features",
     "ImageError": "images",
     "open_image": "images",
+    "TOKENS": "pyramid",
     "Level": "pyramid",
     "Pyramid": "pyramid",
     "TilePlan": "tiles",

@@ -1,9 +1,11 @@
-"""An image to embeddings: opened, tiled, through the backbone, pooled.
+"""An image to embeddings: opened, tiled, through the backbones, pooled.
 
 P pictures, N embeddings from one feature map, C its channels.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +22,7 @@ CPU_CHUNK = 1  # pictures at a time on a CPU: four do not fit its caches, and to
 class Features:
     """What the frozen eyes give for one image.
 
-    values: per pooled map [N, C], the deepest map first.
+    values: per pooled map [N, C], in the order of the pyramid's sources.
     places: per pooled map int64 [N, 3]: slot, tile row, tile column.
 
     Embeddings of padding alone are not among them.
@@ -53,32 +55,43 @@ def prepare(image: Source, pyramid: Pyramid, detail: str) -> Prepared:
 
 
 class VisionEncoder(nn.Module):
-    """Backbone and pyramid in one. Nothing in it is trained, unless the model's config unfreezes it.
+    """Backbones and pyramid in one. Nothing in it is trained, unless the model's config unfreezes it.
 
     Args:
-        backbone: from `load_backbone`.
-        pyramid: which grids its maps are pooled onto.
+        backbones: from `load_backbone`: one, or several, as a CLIP for what is there and a CNN for where it is.
+        pyramid: which grids their maps are pooled onto.
         detail: "high" (overview and tiles), "low" (overview alone) or "auto", as in `plan_tiles`.
     """
 
-    def __init__(self, backbone: Backbone, pyramid: Pyramid | None = None, detail: str = "high") -> None:
+    def __init__(
+        self, backbones: Backbone | Sequence[Backbone], pyramid: Pyramid | None = None, detail: str = "high"
+    ) -> None:
         super().__init__()
-        self.backbone, self.pyramid, self.detail = backbone, pyramid or Pyramid(), detail
-        deepest = min(self.pyramid.maps)
-        if len(backbone.channels) < -deepest:
-            raise ValueError(
-                f"the pyramid pools feature map {deepest}, but {backbone.name} has {len(backbone.channels)} maps"
-            )
+        several = [backbones] if isinstance(backbones, Backbone) else list(backbones)
+        self.backbones = cast("Sequence[Backbone]", nn.ModuleList(several))
+        self.pyramid, self.detail = pyramid or Pyramid(), detail
+        for number, depth in self.pyramid.sources:
+            if number >= len(several):
+                raise ValueError(f"tokens: a level is of backbone {number}, but there are {len(several)}, from 0")
+            if len(several[number].channels) < -depth:
+                raise ValueError(
+                    f"tokens: a level is of feature map {depth}, but {several[number].name} has "
+                    f"{len(several[number].channels)} maps"
+                )
 
     @property
     def channels(self) -> list[int]:
-        """Channels of each pooled map, the deepest first."""
-        return [self.backbone.channels[source] for source in self.pyramid.maps]
+        """Channels of each pooled map, in the order of the pyramid's sources."""
+        return [self.backbones[number].channels[depth] for number, depth in self.pyramid.sources]
+
+    @property
+    def device(self) -> torch.device:
+        return self.backbones[0].scale.device
 
     def forward(self, pixels: Tensor, cells: list[Tensor] | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """uint8 [P, 3, 512, 512] and, per pooled map, cells [N, 2] (picture, cell) -> per pooled map [N, C]."""
         chunks = pixels.split(CPU_CHUNK if pixels.device.type == "cpu" else 64)
-        pooled = [self.pyramid.pool(self.backbone(chunk)) for chunk in chunks]
+        pooled = [self.pyramid.pool([backbone(chunk) for backbone in self.backbones]) for chunk in chunks]
         return tuple(
             torch.cat(parts)[chosen[:, 0], chosen[:, 1]]
             for parts, chosen in zip(zip(*pooled, strict=True), cells, strict=True)
@@ -87,5 +100,5 @@ class VisionEncoder(nn.Module):
     def encode(self, image: Source) -> Features:
         """One image -> its features. ImageError if it cannot be opened."""
         ready = prepare(image, self.pyramid, self.detail)
-        device = self.backbone.scale.device
-        return Features(self(ready.pixels.to(device), [c.to(device) for c in ready.cells]), ready.places)
+        cells = [cells.to(self.device) for cells in ready.cells]
+        return Features(self(ready.pixels.to(self.device), cells), ready.places)

@@ -80,10 +80,11 @@ def pixels_key(image: Image.Image) -> str:
 def settings_key(encoder: VisionEncoder) -> str:
     """A hash of all that features depend on beside the image: backbone, its weights and dtype, pyramid, detail."""
     digest = hashlib.blake2b(digest_size=8)
-    backbone = encoder.backbone
-    weights = backbone.state_dict() | {"scale": backbone.scale, "shift": backbone.shift}  # those two hold mean and std
-    digest.update(json.dumps([backbone.name, asdict(encoder.pyramid), encoder.detail]).encode())
-    for name, tensor in sorted(weights.items()):
-        digest.update(f"{name} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    names = [backbone.name for backbone in encoder.backbones]
+    digest.update(json.dumps([names, asdict(encoder.pyramid), encoder.detail]).encode())
+    for backbone in encoder.backbones:
+        weights = backbone.state_dict() | {"scale": backbone.scale, "shift": backbone.shift}  # of mean and std
+        for name, tensor in sorted(weights.items()):
+            digest.update(f"{name} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -43,7 +43,7 @@ def test_text_and_media_are_computed_once(model, turns):
     handles = [
         model.decoder.model.embed_tokens.register_forward_pre_hook(lambda _, args: lengths.append(args[0].shape[1])),
         model.adapter.blocks[0].k.register_forward_hook(lambda _, args, out: keys.append(len(args[0]))),
-        model.vision.backbone.register_forward_pre_hook(lambda _, args: pixels.append(len(args[0]))),
+        model.vision.backbones[0].register_forward_pre_hook(lambda _, args: pixels.append(len(args[0]))),
     ]
     chat = model.chat()
     for question, images in turns:

@@ -38,7 +38,7 @@ def run(tmp_path, make_model, tiny_decoder, tokenizer, open_gates, monkeypatch):
     model.config.decoder = str(tmp_path / "decoder")
     model.save_pretrained(tmp_path / "run")
     opened = MultimodalLM.from_pretrained.__func__
-    backbone = copy.deepcopy(model.vision.backbone)
+    backbone = copy.deepcopy(model.vision.backbones[0])
     monkeypatch.setattr(
         MultimodalLM, "from_pretrained", classmethod(lambda cls, name: opened(cls, name, vision=backbone))
     )

@@ -75,7 +75,7 @@ def test_impossible_settings_are_refused(fields, words):
         ({"attend": ["all"]}, "attend="),
         ({"heads": True}, "heads=True: takes int"),
         ({"channels": [8, -8]}, "channels="),
-        ({"overview": [[1, -1]]}, r"pyramid\.overview"),
+        ({"tokens": {"overview": [[1, -1]]}}, "tokens: overview"),
         ({"decoder": None}, "decoder=None: takes str"),
     ],
     ids=str,

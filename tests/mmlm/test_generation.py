@@ -520,7 +520,7 @@ def test_all_that_a_twin_with_eyes_drafts_is_accepted(case, shared, twin, tiny_d
 
 
 @pytest.mark.parametrize(
-    "eyes", [{"detail": "low"}, {"tile": [[1, -1], [5, -2], [12, -2]]}, {"mark": "<picture>"}], ids=str
+    "eyes", [{"detail": "low"}, {"tokens": {"tile": [[1, -1], [5, -2], [12, -2]]}}, {"mark": "<picture>"}], ids=str
 )
 def test_an_assistant_may_have_other_eyes(eyes, shared, make_model, open_gates, picture):
     other = open_gates(make_model(**eyes), 0.9)

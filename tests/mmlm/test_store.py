@@ -44,7 +44,7 @@ def test_the_config_names_the_frozen_parts(saved, tiny_model):
     config = json.loads((saved / "config.json").read_text())
     assert config["fingerprint"] == tiny_model.config.fingerprint
     assert config["fingerprint"].keys() == {"decoder", "vision"}
-    assert config["vision"] == tiny_model.vision.backbone.name
+    assert config["vision"] == tiny_model.vision.backbones[0].name
     assert config["layers"] == [1, 3, 5]
 
 

@@ -62,9 +62,9 @@ def test_by_default_the_adapter_alone_is_trained(tiny_model):
 @pytest.mark.parametrize(
     ("patterns", "some", "none"),
     [
-        (["vision.*"], "vision.backbone.maps.conv_stem.weight", "decoder."),
+        (["vision.*"], "vision.backbones.0.maps.conv_stem.weight", "decoder."),
         (["decoder.*norm*"], "decoder.model.layers.3.input_layernorm.weight", "vision."),
-        (["*norm*", "*lm_head*"], "decoder.lm_head.weight", "vision.backbone.maps.conv_stem"),
+        (["*norm*", "*lm_head*"], "decoder.lm_head.weight", "vision.backbones.0.maps.conv_stem"),
         (["*"], "decoder.model.embed_tokens.weight", "nothing"),
     ],
 )

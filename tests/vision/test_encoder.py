@@ -22,7 +22,7 @@ def encoder(tiny_vision):
 def shown(encoder):
     """Numbers of pictures in each pass of the backbone, as they come."""
     passes = []
-    handle = encoder.backbone.register_forward_pre_hook(lambda _, args: passes.append(len(args[0])))
+    handle = encoder.backbones[0].register_forward_pre_hook(lambda _, args: passes.append(len(args[0])))
     yield passes
     handle.remove()
 
@@ -69,7 +69,7 @@ def test_places_are_unique(width, height, detail):
 def test_features_are_the_pooled_maps_at_their_cells(encoder, picture):
     image = picture(size=(512, 512))
     features = encoder.encode(image)
-    pooled = encoder.pyramid.pool(encoder.backbone(prepare(image, encoder.pyramid, "high").pixels))
+    pooled = encoder.pyramid.pool([encoder.backbones[0](prepare(image, encoder.pyramid, "high").pixels)])
     for value, cells, channels in zip(features.values, pooled, encoder.channels, strict=True):
         assert value.shape == (cells.shape[1], channels)
         torch.testing.assert_close(value.sort(0).values, cells[0].sort(0).values)
@@ -134,7 +134,9 @@ def test_any_backbone_will_do(kind, picture):
 
 def test_a_pyramid_deeper_than_the_backbone_is_refused(tiny_vision):
     pyramid = Pyramid(tile=(Level(1, -1), Level(5, -1), Level(12, -9)))
-    with pytest.raises(ValueError, match="the pyramid pools feature map -9, but module/test_efficientnet has 5 maps"):
+    with pytest.raises(
+        ValueError, match="tokens: a level is of feature map -9, but module/test_efficientnet has 5 maps"
+    ):
         VisionEncoder(tiny_vision, pyramid)
 
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vision.pyramid import CELL, COLUMN, PICTURE, REAL, ROW, SLOT, SLOTS, Level, Pyramid, layout
+from vision.pyramid import CELL, COLUMN, PICTURE, REAL, ROW, SLOT, SLOTS, TOKENS, Level, Pyramid, layout, parse_tokens
 from vision.tiles import plan_tiles
 
 DEFAULT = Pyramid()
@@ -38,7 +38,7 @@ def by_hand(pyramid, plan, extents):
                     for picture, row, column in shown:
                         width, height = extents[picture]
                         real = x * side < width and y * side < height
-                        rows.add((level.map, picture, x * side, y * side, side, slot, row, column, int(real)))
+                        rows.add((level.source, picture, x * side, y * side, side, slot, row, column, int(real)))
                     slot += 1
     return rows
 
@@ -48,7 +48,7 @@ def squares(pyramid, source):
     return [
         (x * Fraction(512, level.grid), y * Fraction(512, level.grid), Fraction(512, level.grid))
         for level in pyramid.overview + pyramid.tile
-        if level.map == source
+        if level.source == source
         for y in range(level.grid)
         for x in range(level.grid)
     ]
@@ -60,7 +60,7 @@ def test_layout_is_what_a_hand_would_lay(pyramid, width, height, detail):
     plan = plan_tiles(width, height, detail)
     extents = extents_of(width, height, plan)
     laid = set()
-    for source, table in zip(pyramid.maps, layout(pyramid, plan, extents), strict=True):
+    for source, table in zip(pyramid.sources, layout(pyramid, plan, extents), strict=True):
         cells = squares(pyramid, source)
         for row in table.tolist():
             place = (row[SLOT], row[ROW], row[COLUMN], row[REAL])
@@ -95,7 +95,7 @@ def test_pool_averages_what_a_cell_touches(grid, height, width):
     rest = (Level(1, -1),) * (85 - grid**2 if grid < 9 else 85)
     overview = (Level(grid, -1), *rest) if grid < 9 else rest
     tile = (Level(grid, -1), *(Level(1, -1),) * (170 - grid**2))
-    (cells,) = Pyramid(overview, tile).pool([source])
+    (cells,) = Pyramid(overview, tile).pool([[source]])
     assert cells.shape == (1, 255, 3)
     for square in range(grid**2):
         y, x = divmod(square, grid)
@@ -106,23 +106,50 @@ def test_pool_averages_what_a_cell_touches(grid, height, width):
 
 def test_pool_takes_each_level_from_its_own_map():
     maps = [torch.full((2, channels, size, size), float(size)) for channels, size in ((8, 128), (16, 32), (24, 16))]
-    deep, shallow = DEFAULT.pool(maps)
+    deep, shallow = DEFAULT.pool([maps])
     assert deep.shape == (2, 1 + 4 + 16 + 1 + 25, 24) and deep.unique().item() == 16
     assert shallow.shape == (2, 64 + 144, 16) and shallow.unique().item() == 32
 
 
-def test_maps_are_named_the_deepest_first():
-    levels = (Level(1, -3), Level(5, -1), Level(12, -2))
-    assert Pyramid(tile=levels).maps == (-1, -2, -3)
-    assert ONE_MAP.maps == (-1,)
+def test_sources_are_named_by_backbone_the_deepest_first():
+    levels = (Level(1, -3), Level(5, -1, 1), Level(12, -2))
+    assert Pyramid(tile=levels).sources == ((0, -1), (0, -2), (0, -3), (1, -1))
+    assert ONE_MAP.sources == ((0, -1),)
+
+
+@pytest.mark.parametrize("name", TOKENS)
+def test_each_published_guess_makes_85_and_170(name):
+    pyramid, mixed = parse_tokens(name), parse_tokens(name, 2)
+    for one, two in ((pyramid.overview, mixed.overview), (pyramid.tile, mixed.tile)):
+        finest = max(range(len(one)), key=lambda n: one[n].grid)
+        assert [level.backbone for level in two] == [int(n == finest) for n in range(len(two))]
+        assert [(level.grid, level.map) for level in one] == [(level.grid, level.map) for level in two]
+    assert parse_tokens(TOKENS[name]) == pyramid
+
+
+def test_the_default_is_the_pyramid():
+    assert parse_tokens("pyramid") == DEFAULT
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        ("pyramide", "tokens='pyramide': one of pyramid, square, seven, triple"),
+        ({"tiles": [[1, -1]]}, "tokens: has tiles; takes 'overview' and 'tile'"),
+        ({"overview": [[1]], "tile": []}, r"tokens: the level \[1\] is not"),
+    ],
+)
+def test_tokens_that_are_none_are_refused(tokens, message):
+    with pytest.raises(ValueError, match=message):
+        parse_tokens(tokens)
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"overview": (Level(9, -1),)}, r"pyramid\.overview: grids \[9\] have 81 cells; they must have 85"),
-        ({"tile": (Level(13, -1), Level(2, -2))}, r"pyramid\.tile: grids \[13, 2\] have 173 cells; they must have 170"),
-        ({"tile": ()}, r"pyramid\.tile: grids \[\] have 0 cells; they must have 170"),
+        ({"overview": (Level(9, -1),)}, r"tokens: overview: grids \[9\] have 81 cells; they must have 85"),
+        ({"tile": (Level(13, -1), Level(2, -2))}, r"tokens: tile: grids \[13, 2\] have 173 cells; they must have 170"),
+        ({"tile": ()}, r"tokens: tile: grids \[\] have 0 cells; they must have 170"),
     ],
 )
 def test_grids_that_do_not_add_up_are_refused(fields, message):
@@ -134,7 +161,7 @@ def test_grids_that_do_not_add_up_are_refused(fields, message):
     ("grid", "map_"), [(0, -1), (-1, -1), (1.0, -1), ("1", -1), (True, -1), (5, 0), (5, 9), (5, None)]
 )
 def test_levels_that_are_none_are_refused(grid, map_):
-    with pytest.raises(ValueError, match=rf"pyramid: Level\(grid={grid!r}, map={map_!r}\): a grid has"):
+    with pytest.raises(ValueError, match=rf"tokens: Level\(grid={grid!r}, map={map_!r}, backbone=0\): a grid has"):
         Level(grid, map_)
 
 
