@@ -73,7 +73,7 @@ def learn_words(model: MultimodalLM, ids: list[int], batches: Iterable[dict[str,
 def votes_of(model: MultimodalLM, head: nn.Linear, batch: dict[str, Any]) -> Tensor:
     """The words' logits [R, W] of each row of a batch: exponentials of votes, summed over what the row sees."""
     with casting(model.device, model.decoder.dtype):
-        embeddings = model.adapter.media([value.float() for value in batch["media_values"]], batch["media_places"])
+        embeddings = model.adapter.media([value.float() for value in batch["media_values"]], batch)
         votes = head(embeddings)
     seen = batch["media_gather"].where(batch["media_owner"] >= 0, -1)  # [R, S]
     sets, row = seen.unique(dim=0, return_inverse=True)  # rows that show the same are added up once

@@ -1,41 +1,53 @@
 """The adapter: all that is trained. A projection of the media, and a gated block for each of some decoder layers."""
 
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from mmlm.block import GatedBlock, RMSNorm, Whiten, at_least_fp32
 from mmlm.config import AdapterConfig
-from vision.pyramid import SLOTS
+from mmlm.resampler import Resampler
+from vision.pyramid import GRID
 
-GRID = 5  # a tile's row and column are below this: 2048x768 is 4 x 2 tiles
+IMAGES = 32  # images of a row that are told apart by their place in it; further ones have the last place together
 
 
 class MediaProjection(nn.Module):
     """Pooled features to media embeddings that know where they are: level and cell (slot), tile row and column.
 
-    N cells of one feature map, over all images of a batch; C its channels; M the width of a media embedding.
+    N cells of one feature map, over all images of a batch; C its channels; E media embeddings, M their width.
     """
 
-    def __init__(self, channels: list[int], width: int) -> None:
+    def __init__(self, config: AdapterConfig) -> None:
         super().__init__()
-        self.norms = cast("Sequence[Whiten]", nn.ModuleList(Whiten(c) for c in channels))
-        self.inputs = nn.ModuleList(nn.Linear(c, width) for c in channels)
-        self.slot = nn.Parameter(torch.randn(SLOTS, width) * 0.5)
+        width = config.media_dim
+        self.norms = cast("Sequence[Whiten]", nn.ModuleList(Whiten(c) for c in config.channels))
+        self.inputs = nn.ModuleList(nn.Linear(c, width) for c in config.channels)
+        self.slot = nn.Parameter(torch.randn(sum(config.pyramid.cells), width) * 0.5)
         self.row = nn.Parameter(torch.randn(GRID, width) * 0.5)
         self.column = nn.Parameter(torch.randn(GRID, width) * 0.5)
         self.norm = RMSNorm(width)
+        self.resampler = Resampler(config) if config.pyramid.resampled else None
 
-    def forward(self, values: list[Tensor], places: Tensor) -> Tensor:
-        """Per map [N, C] in the order of `places` [sum of N, 3] (slot, row, column) -> [sum of N, M]."""
+    def forward(self, values: Sequence[Tensor], media: Mapping[str, Any], recompute: bool = False) -> Tensor:
+        """Per map [N, C] -> the embeddings [E, M] that a batch's rows gather: of each cell, or the resampler's.
+
+        Args:
+            media: the part of the batch that says where they are: `media_places`, and what a resampler needs.
+            recompute: what a resampler keeps for backward is computed again.
+        """
         looks = [project(norm(value)) for value, norm, project in zip(values, self.norms, self.inputs, strict=True)]
-        slot, row, column = places.unbind(-1)
+        slot, row, column = media["media_places"].unbind(-1)
         # the gradient of plain indexing is summed in no fixed order on a CPU, and slower
         tables = ((self.slot, slot), (self.row, row), (self.column, column))
         where = sum(table.index_select(0, place) for table, place in tables)
-        return self.norm(at_least_fp32(torch.cat(looks)) + where)
+        cells = self.norm(at_least_fp32(torch.cat(looks)) + where)
+        if self.resampler is None:
+            return cells
+        return self.resampler(cells, media["media_reads"], media["media_views"], recompute)
 
 
 class Adapter(nn.Module):
@@ -44,8 +56,18 @@ class Adapter(nn.Module):
     def __init__(self, config: AdapterConfig) -> None:
         super().__init__()
         self.width = config.hidden
-        self.media = MediaProjection(config.channels, config.media_dim)
+        self.media = MediaProjection(config)
         self.blocks = cast("Sequence[GatedBlock]", nn.ModuleList(GatedBlock(config) for _ in config.layers))
+        # last, so that all others begin as under "latest", where there is nothing to tell apart
+        self.images = nn.Parameter(torch.randn(IMAGES - 1, config.media_dim) * 0.5) if config.attend == "all" else None
+
+    def placed(self, media: Tensor, place: Tensor) -> Tensor:
+        """Media embeddings [E, M] and the place of each one's image in its row, int64 [E] below `IMAGES` -> the same.
+
+        Nothing is added to those of the first image, so that one alone is what it is under "latest".
+        """
+        assert self.images is not None
+        return media + pad(self.images, (0, 0, 1, 0)).index_select(0, place)
 
     def gates(self) -> dict[str, float]:
         """tanh of every gate, by name: how far each is open."""

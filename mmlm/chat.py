@@ -80,9 +80,9 @@ class Chat:
         """The images of the conversation, as a model sees them; of those it saw before nothing is computed again."""
         count, view = self.sights.get(model, (0, None))
         if new := [model.vision.encode(image) for image in shown[count:]]:
-            media = collate(new, [list(range(len(new)))], index)
-            seen = model.view({key: to_device(value, model.device) for key, value in media.items()})
-            view = seen if view is None else view.joined(seen, count)
+            media = collate(new, [list(range(len(new)))], index, model.vision.pyramid)
+            seen = model.view({key: to_device(value, model.device) for key, value in media.items()}, before=count)
+            view = seen if view is None else view.joined(seen)
         return len(shown), None if view is None else view.at(index.to(model.device))
 
     def reply(self, prompt: list[tuple[int, int]], kwargs: dict[str, Any]) -> list[int]:

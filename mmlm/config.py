@@ -15,7 +15,8 @@ from vision.pyramid import Pyramid, parse_tokens
 
 FORMAT = 3
 FOUND = ("fingerprint", "weights", "hidden", "channels", "format")  # no settings: they follow from the parts, or saving
-FREE = ("attend", "detail", "system", "caption_prompt", "mark", "image_last", "data", "scores")  # of any weights
+FREE = ("detail", "system", "caption_prompt", "mark", "image_last", "data", "scores")  # of any weights
+RESAMPLER_LAYERS = 2  # unless the config says otherwise
 WRITTEN = ("architectures", "model_type", "transformers_version")  # into its file, for transformers' auto classes
 
 
@@ -55,11 +56,14 @@ class AdapterConfig(PreTrainedConfig):
     media_dim: int = 64
     """Width of a media embedding after projection."""
     attend: str = "latest"
-    """What a text token sees: the "latest" image before it (Flamingo), or "all" before it."""
+    """What a text token sees: the "latest" image before it (Flamingo), or "all" before it, which then know their place
+    in the row."""
     detail: str = "high"
     """Tiling: "high" (85 + 170 per tile), "low" (85), or "auto"."""
     tokens: str | dict[str, list[list[int]]] = "pyramid"
     """What the 85 and 170 embeddings are made of: a name of `vision.TOKENS`, or grids of one's own in the same form."""
+    resampler_layers: int | None = None
+    """Layers of tokens="resampler", 1 or more; None is 2, and all that other tokens take: they have no resampler."""
     channels: list[int] = field(default_factory=list)
     """Channels of each feature map that is pooled, by backbone and the deepest first."""
     system: str | None = None
@@ -102,7 +106,16 @@ class AdapterConfig(PreTrainedConfig):
             raise ValueError(f"layers={self.layers}: must be in order, each once, from 0")
         if min(self.channels, default=1) < 1:
             raise ValueError(f"channels={self.channels}: must be above 0")
-        _ = self.pyramid
+        resampled = self.pyramid.resampled
+        if self.resampler_layers is None:
+            self.resampler_layers = RESAMPLER_LAYERS if resampled else None
+        elif not resampled:
+            raise ValueError(
+                f"resampler_layers={self.resampler_layers}: tokens={self.tokens!r} has no resampler; leave it out, or "
+                "take tokens='resampler'"
+            )
+        elif self.resampler_layers < 1:
+            raise ValueError(f"resampler_layers={self.resampler_layers}: must be 1 or more")
 
     @property
     def pyramid(self) -> Pyramid:

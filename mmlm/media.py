@@ -5,12 +5,18 @@ A batch has R rows of text and I distinct images, each of which any rows may sho
     pixel_values   uint8 [P, 3, 512, 512]   all pictures of all images   } either
     media_cells    per map int64 [N, 2]     (picture, cell) to pool      }
     media_values   per map [N, C]           features, pooled before      } or
-    media_places   int64 [sum of N, 3]      slot, tile row, tile column of each embedding, in the order of the maps
-    media_gather   int64 [R, S]             which of those embeddings each row shows, padded with 0
+    media_places   int64 [sum of N, 3]      slot, tile row, tile column of each cell, in the order of the maps
+    media_gather   int64 [R, S]             which embeddings each row shows, padded with 0
     media_owner    int64 [R, S]             which image of its row (0, 1, ...) each belongs to; -1: padding
     media_index    int64 [R, T]             which image of its row each text token saw last; -1: none yet
 
-R rows, T text tokens, S media embeddings of a row, N embeddings from one feature map, C its channels.
+A cell is an embedding, and has its number, unless a resampler makes the embeddings: first 85 of each image's overview,
+then 170 of each tile, image by image. For those there are two keys more:
+
+    media_reads    int64 [sum of N]         where each cell stands: overviews, then tiles, each with its padding
+    media_views    int64 ([I, 2], [K, 2])   tile row and column of each overview (0, 0) and of each of all K tiles
+
+R rows, T text tokens, S media embeddings of a row, N cells of one feature map, C its channels.
 """
 
 from collections.abc import Sequence
@@ -21,35 +27,46 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from mmlm.adapter import Adapter
+from mmlm.adapter import IMAGES, Adapter
 from mmlm.block import Folded
 from mmlm.recompute import again
+from mmlm.resampler import views_of
 from vision.encoder import Features, Prepared
+from vision.pyramid import Pyramid
 
 KEYS = (
     "pixel_values",
     "media_cells",
     "media_values",
     "media_places",
+    "media_reads",
+    "media_views",
     "media_gather",
     "media_owner",
     "media_index",
 )
 
 
-def collate(images: Sequence[Features] | Sequence[Prepared], rows: list[list[int]], index: Tensor) -> dict[str, Any]:
+def collate(
+    images: Sequence[Features] | Sequence[Prepared], rows: list[list[int]], index: Tensor, pyramid: Pyramid
+) -> dict[str, Any]:
     """The media part of a batch; {} if no row shows an image.
 
     Args:
         images: the distinct images.
         rows: for each row, which of them it shows, in order.
         index: `media_index` [R, T].
+        pyramid: by which the images were pooled.
     """
     if not any(rows):
         return {}
     places = [image.places for image in images]
     maps = range(len(places[0]))
-    owners = [torch.cat([torch.full((len(its[m]),), i) for i, its in enumerate(places)]) for m in maps]
+    views: dict[str, Any] = {}
+    counts: Sequence[tuple[int, ...]] = [tuple(map(len, its)) for its in places]  # of each image's embeddings
+    if pyramid.resampled:
+        counts, views = views_of(places, pyramid.cells)
+    owners = [torch.full((count,), i) for part in zip(*counts, strict=True) for i, count in enumerate(part)]
     flat_owner = torch.cat(owners)  # which image each embedding of the batch is of
     mine = [torch.nonzero(flat_owner == i).flatten() for i in range(len(images))]
     gather = [torch.cat([mine[i] for i in row]) if row else torch.zeros(0, dtype=torch.int64) for row in rows]
@@ -64,6 +81,7 @@ def collate(images: Sequence[Features] | Sequence[Prepared], rows: list[list[int
         "media_gather": pad_sequence(gather, batch_first=True),
         "media_owner": pad_sequence(owner, batch_first=True, padding_value=-1),
         "media_index": index,
+        **views,
     }
     values = [image.values for image in images if isinstance(image, Features)]
     if len(values) == len(images):
@@ -101,6 +119,10 @@ class View:
     nor are columns before any row's first image.
 
     Q rows of keys and values: one if all rows show the same, else R less those without an image.
+
+    Args:
+        media: the embeddings [E, M] that the batch's rows gather.
+        before: how many images the one row has before these, for `joined`.
     """
 
     def __init__(
@@ -111,6 +133,7 @@ class View:
         attend: str,
         dtype: torch.dtype,
         recompute: bool = False,
+        before: int = 0,
     ) -> None:
         self.adapter, self.media, self.attend, self.dtype, self.recompute = adapter, media, attend, dtype, recompute
         self.gather, self.owner, self.index = batch["media_gather"], batch["media_owner"], batch["media_index"]
@@ -119,6 +142,9 @@ class View:
         self.gather, self.owner = self.gather[self.rows], self.owner[self.rows]
         if bool((self.gather == self.gather[:1]).all() & (self.owner == self.owner[:1]).all()):
             self.gather, self.owner = self.gather[:1], self.owner[:1]
+        self.owner = self.owner.where(self.owner < 0, self.owner + before)
+        if attend == "all":
+            self.place()
         self.kv: dict[int, tuple[Tensor, Tensor]] = {}
         self.folded: dict[int, Folded] = {}
         self.here: tuple[int, int, int] | None = None
@@ -128,6 +154,14 @@ class View:
         self.blind = True
         self.moved: int | Tensor = 0  # tokens until now
         self.shape = (0, 0)  # rows and tokens now
+
+    def place(self) -> None:
+        """Embeddings get to know the place of their image in its row; one at several places becomes as many."""
+        real = self.owner >= 0
+        pairs = self.gather * IMAGES + self.owner.clamp(max=IMAGES - 1)
+        pairs, where = pairs[real].unique(return_inverse=True)
+        self.media = self.adapter.placed(self.media.index_select(0, pairs // IMAGES), pairs % IMAGES)
+        self.gather = self.gather.new_zeros(self.gather.shape).masked_scatter(real, where)
 
     def move(self, past: int | Tensor | None, length: int, rows: int) -> None:
         """Makes ready for the tokens past .. past + length of `rows` rows, a multiple of ours (beams, samples).
@@ -226,16 +260,15 @@ class View:
         other.index, other.moved, other.here, other.folded = index, 0, None, {}
         return other
 
-    def joined(self, new: "View", before: int) -> "View":
+    def joined(self, new: "View") -> "View":
         """The media of one row, and `new` ones of the same row after them; of the old no keys and values are computed.
 
-        Args:
-            before: images of the row before the new ones.
+        The new ones know how many images were `before` them.
         """
         other = copy(self)
         other.media = torch.cat([self.media, new.media])
         other.gather = torch.cat([self.gather, new.gather + len(self.media)], 1)
-        other.owner = torch.cat([self.owner, new.owner + before], 1)
+        other.owner = torch.cat([self.owner, new.owner], 1)
         other.kv, other.here, other.folded = {}, None, {}
         for block, pair in self.kv.items():
             more = new.keys_values(block)

@@ -212,15 +212,15 @@ class MultimodalLM(Pretrained):
         media = {key: batch.pop(key) for key in KEYS if key in batch}
         return self.splice.looking(self.view(media) if media else None)
 
-    def view(self, media: dict[str, Any]) -> View:
-        """The media part of a batch as the gated blocks see it."""
+    def view(self, media: dict[str, Any], before: int = 0) -> View:
+        """The media part of a batch as the gated blocks see it; `before`, how many images its row had before these."""
         values = media.get("media_values")
         if values is None:
             values = self.vision(media["pixel_values"], media["media_cells"])
         dtype = self.decoder.dtype
         with casting(self.device, dtype):
-            embeddings = self.adapter.media(list(map(at_least_fp32, values)), media["media_places"])
-        return View(self.adapter, embeddings, media, self.config.attend, dtype, self.recompute.on)
+            embeddings = self.adapter.media(list(map(at_least_fp32, values)), media, self.recompute.on)
+        return View(self.adapter, embeddings, media, self.config.attend, dtype, self.recompute.on, before)
 
     # -- from images and words to words -------------------------------------------------------------------------------
 

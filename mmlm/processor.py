@@ -137,7 +137,7 @@ class Processor(ProcessorMixin):
                     ready.append(prepare(image, self.pyramid, self.detail))
             numbers.append([distinct[id(image)] for image in mine])
         ids, mask, index = self.pad(rows, padding_side, pad_to_multiple_of or 1)
-        return BatchFeature({"input_ids": ids, "attention_mask": mask} | collate(ready, numbers, index))
+        return BatchFeature({"input_ids": ids, "attention_mask": mask} | collate(ready, numbers, index, self.pyramid))
 
     def apply_chat_template(  # type: ignore[override]  # one template is enough: the decoder's
         self,

@@ -77,4 +77,5 @@ def asked(model: MultimodalLM, sample: Sample, answered: bool = False) -> Marked
 def media_of(cache: FeatureCache, rows: Sequence[tuple[str, ...]], index: Tensor) -> dict[str, Any]:
     """The media part of a batch whose rows show the images of these keys; index is `media_index` [R, T]."""
     distinct = {key: number for number, key in enumerate(dict.fromkeys(key for row in rows for key in row))}
-    return collate([cache.load(key) for key in distinct], [[distinct[key] for key in row] for row in rows], index)
+    shown = [[distinct[key] for key in row] for row in rows]
+    return collate([cache.load(key) for key in distinct], shown, index, cache.encoder.pyramid)

@@ -1,6 +1,6 @@
 """An image to embeddings: opened, tiled, through the backbones, pooled.
 
-P pictures, N embeddings from one feature map, C its channels.
+P pictures, N cells of one feature map, C its channels.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ class Features:
     values: per pooled map [N, C], in the order of the pyramid's sources.
     places: per pooled map int64 [N, 3]: slot, tile row, tile column.
 
-    Embeddings of padding alone are not among them.
+    Cells of padding alone are not among them. A cell is an embedding, unless a resampler makes those of the cells.
     """
 
     values: tuple[Tensor, ...]
@@ -37,7 +37,7 @@ class Prepared:
     """One image made ready for the backbone.
 
     pixels: uint8 [P, 3, 512, 512].
-    cells: per pooled map int64 [N, 2]: which cells of which picture become embeddings (85 + 170 a tile, less padding).
+    cells: per pooled map int64 [N, 2]: picture and cell, 85 + 170 a tile, or a resampler's, less those of padding.
     places: as in `Features`.
     """
 

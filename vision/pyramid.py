@@ -4,8 +4,8 @@
 mixture of a deep semantic (CLIP-like) with a shallow local (YOLO-like) map, follow Looney 2024, "A Picture is Worth 170
 Tokens".
 
-P pictures, C channels of a map; cell: one square of a grid; slot: an embedding's place among the 85 of an overview
-followed by the 170 of a tile.
+P pictures, C channels of a map; cell: one square of a grid; slot: a cell's place among those of an overview followed by
+those of a tile: 85 and 170, each of which is an embedding, unless a resampler makes those of more.
 """
 
 from collections.abc import Sequence
@@ -19,6 +19,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from vision.tiles import OVERVIEW_EMBEDDINGS, TILE, TILE_EMBEDDINGS, TilePlan
 
 SLOTS = OVERVIEW_EMBEDDINGS + TILE_EMBEDDINGS
+GRID = 5  # a tile's row and column are below this: 2048x768 is 4 x 2 tiles
 
 
 @dataclass(frozen=True)
@@ -49,16 +50,26 @@ class Pyramid:
 
     overview: tuple[Level, ...] = (Level(1, -1), Level(2, -1), Level(4, -1), Level(8, -2))
     tile: tuple[Level, ...] = (Level(1, -1), Level(5, -1), Level(12, -2))
+    resampled: bool = False
+    """Are the cells no embeddings yet, but what a resampler reads? It makes 85 and 170 of however many there are."""
 
     def __post_init__(self) -> None:
-        for name, levels, count in (
-            ("overview", self.overview, OVERVIEW_EMBEDDINGS),
-            ("tile", self.tile, TILE_EMBEDDINGS),
+        for name, levels, cells, count in zip(
+            ("overview", "tile"),
+            (self.overview, self.tile),
+            self.cells,
+            (OVERVIEW_EMBEDDINGS, TILE_EMBEDDINGS),
+            strict=True,
         ):
-            cells = sum(level.grid**2 for level in levels)
-            if cells != count:
+            if cells != count and not self.resampled:
                 grids = [level.grid for level in levels]
                 raise ValueError(f"tokens: {name}: grids {grids} have {cells} cells; they must have {count}")
+
+    @property
+    def cells(self) -> tuple[int, int]:
+        """How many cells an overview has, and how many a tile."""
+        overview, tile = (sum(level.grid**2 for level in levels) for levels in (self.overview, self.tile))
+        return overview, tile
 
     @property
     def sources(self) -> tuple[tuple[int, int], ...]:
@@ -91,8 +102,30 @@ TOKENS: dict[str, dict[str, list[list[int]]]] = {
         "overview": [[grid, -1] for grid in (1, 2, 3, 4, 5)] + [[grid, -2] for grid in (1, 2, 3, 4)],
         "tile": [[grid, depth] for depth in (-1, -2, -3) for grid in (1, 2, 3, 4, 5)] + [[1, -4], [2, -4]],
     },
+    "resampler": {"overview": [[16, -2], [8, -1]], "tile": [[16, -2], [16, -1]]},
 }
-"""What published guesses make 85 and 170 of, by name. Levels are [cells on a side, feature map(, backbone)]."""
+"""What guesses make 85 and 170 of, by name. Levels are [cells on a side, feature map(, backbone)]; under a name the
+first of the finest is of the second of two backbones.
+
+| name        | overview: 85              | tile: 170               | what it is after                              |
+|-------------|---------------------------|-------------------------|-----------------------------------------------|
+| "pyramid"   | 1 + 4 + 16 + 64           | 1 + 25 + 144            | what there is, coarse, from a deep map; where |
+|             |                           |                         | it is, fine, from a shallow one               |
+| "square"    | 4 + 81                    | 1 + 169                 | the finest that one grid can be: were it so,  |
+|             |                           |                         | 13 x 13 symbols could be read                 |
+| "seven"     | 1 + 1 + 9 + 25 + 49       | 1 + 1 + 4 + 9 + 25 + 49 | many scales in small steps; none finer than   |
+|             |                           | + 81                    | 9 x 9                                         |
+| "triple"    | (1 + 4 + 9 + 16 + 25)     | 3 (1 + 4 + 9 + 16 + 25) | 5 x 5 at the finest, where GPT-4o stops being |
+|             | + (1 + 4 + 9 + 16)        | + 1 + 4                 | perfect; each scale from three depths         |
+| "resampler" | 85 that read 256 + 64     | 170 that read 256 + 256 | latents, learned: which cells each reads is   |
+|             |                           |                         | not laid down (a Perceiver resampler)         |
+
+The sums for a tile are guesses of Looney 2024, "A Picture is Worth 170 Tokens", and of its readers; for the overview
+none is published, and these are the tile's in small. What the resampler reads (Jaegle et al. 2021,
+arXiv:2103.03206; Alayrac et al. 2022, arXiv:2204.14198) is our choice. A CNN's deepest map of 512 pixels is 16 x 16,
+all of which a tile shows; the one before is pooled to the same cells, three for each latent in all, finer than any grid
+above. The overview, half as many latents, has the deepest map in quarters.
+"""
 
 
 def parse_tokens(tokens: str | dict[str, list[list[int]]], backbones: int = 1) -> Pyramid:
@@ -113,7 +146,7 @@ def parse_tokens(tokens: str | dict[str, list[list[int]]], backbones: int = 1) -
             for levels in named.values():
                 finest = max(levels, key=lambda level: level.grid)
                 levels[levels.index(finest)] = replace(finest, backbone=1)
-        return Pyramid(tuple(named["overview"]), tuple(named["tile"]))
+        return Pyramid(tuple(named["overview"]), tuple(named["tile"]), tokens == "resampler")
     if unknown := sorted(set(tokens) - {"overview", "tile"}):
         raise ValueError(f"tokens: has {', '.join(unknown)}; takes 'overview' and 'tile', as {TOKENS['pyramid']}")
     whole = TOKENS["pyramid"] | tokens
@@ -127,12 +160,13 @@ def parse_tokens(tokens: str | dict[str, list[list[int]]], backbones: int = 1) -
 PICTURE, CELL, SLOT, ROW, COLUMN, REAL = range(6)
 
 
-@lru_cache(maxsize=64)  # a few MiB
+@lru_cache(maxsize=64)  # a few MiB; of a resampler's cells 14
 def layout(pyramid: Pyramid, plan: TilePlan, extents: tuple[tuple[int, int], ...]) -> tuple[Tensor, ...]:
-    """Which pooled cells are an image's embeddings: per source of the pyramid an int64 [embeddings, 6].
+    """Which pooled cells an image is seen by: per source of the pyramid an int64 [cells, 6].
 
     Columns: its picture, its cell among those that `pool` gives, slot, tile row, tile column, and 1 where it covers any
-    of the image (0: it covers padding alone and is never attended to). An image has 85 + 170 * tiles of them in all.
+    of the image (0: it covers padding alone and is never attended to). An image has 85 + 170 * tiles of them in all,
+    unless they are for a resampler.
 
     Args:
         plan: of the image.

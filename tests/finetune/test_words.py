@@ -58,7 +58,7 @@ def test_votes_are_summed_over_what_a_row_sees(tiny_model, batches, seed):
     head = nn.Linear(tiny_model.config.media_dim, 7)
     with torch.no_grad():
         got = votes_of(tiny_model, head, batch)
-        votes = head(tiny_model.adapter.media(list(batch["media_values"]), batch["media_places"]))
+        votes = head(tiny_model.adapter.media(batch["media_values"], batch))
     for row, (gather, owner) in enumerate(zip(batch["media_gather"], batch["media_owner"], strict=True)):
         torch.testing.assert_close(got[row], votes[gather[owner >= 0]].exp().sum(0).log())
 

@@ -9,8 +9,10 @@ from mmlm.adapter import Adapter
 from mmlm.config import AdapterConfig
 from mmlm.media import KEYS, View, collate
 from vision.encoder import Features, Prepared
+from vision.pyramid import Pyramid
 
 CHANNELS = (3, 2)
+PYRAMID = Pyramid()  # a cell is an embedding, whatever its place
 
 
 def features(number, sizes):
@@ -41,7 +43,7 @@ SEEN = batches().filter(lambda drawn: any(drawn[1]))  # that show an image
 @given(batches())
 def test_rows_are_given_their_own_images_in_order(drawn):
     images, rows, index = drawn
-    batch = collate(images, rows, index)
+    batch = collate(images, rows, index, PYRAMID)
     if not any(rows):
         assert batch == {}
         return
@@ -59,7 +61,7 @@ def test_rows_are_given_their_own_images_in_order(drawn):
 @given(SEEN)
 def test_places_go_with_values(drawn):
     images, rows, index = drawn
-    batch = collate(images, rows, index)
+    batch = collate(images, rows, index, PYRAMID)
     first = 0
     for m, values in enumerate(batch["media_values"]):
         places = batch["media_places"][first : first + len(values)]
@@ -72,7 +74,7 @@ def test_pictures_of_all_images_are_numbered_on():
         cells = tuple(torch.tensor([[p, 7] for p in range(pictures)]) for _ in CHANNELS)
         return Prepared(torch.zeros(pictures, 3, 2, 2), cells, tuple(torch.zeros(pictures, 3).long() for _ in CHANNELS))
 
-    batch = collate([prepared(2), prepared(1), prepared(3)], [[0, 2], [1]], torch.zeros(2, 3).long())
+    batch = collate([prepared(2), prepared(1), prepared(3)], [[0, 2], [1]], torch.zeros(2, 3).long(), PYRAMID)
     assert len(batch["pixel_values"]) == 6
     assert [cells[:, 0].tolist() for cells in batch["media_cells"]] == [[0, 1, 2, 3, 4, 5]] * 2
 
@@ -86,7 +88,7 @@ def test_pictures_of_all_images_are_numbered_on():
 )
 def test_tokens_see_what_the_rule_says(drawn, attend, past, length, copies):
     images, rows, index = drawn
-    batch = collate(images, rows, index)
+    batch = collate(images, rows, index, PYRAMID)
     view = a_view(batch, attend)
     view.move(past, length, copies * len(rows))
     showing = [row for row in range(len(rows)) if rows[row]]
@@ -119,7 +121,7 @@ def test_tokens_see_what_the_rule_says(drawn, attend, past, length, copies):
 @given(SEEN, st.integers(1, 3))
 def test_looking_leaves_blind_tokens_alone_and_is_finite(drawn, copies):
     images, rows, index = drawn
-    batch = collate(images, rows, index)
+    batch = collate(images, rows, index, PYRAMID)
     view = a_view(batch, "latest")
     view.move(0, index.shape[1], copies * len(rows))
     hidden = torch.randn(copies * len(rows), index.shape[1], 8)
@@ -133,7 +135,7 @@ def test_looking_leaves_blind_tokens_alone_and_is_finite(drawn, copies):
 @given(SEEN, st.integers(1, 3), st.sampled_from(["latest", "all"]))
 def test_rows_and_their_copies_see_what_each_sees_alone(drawn, copies, attend):
     images, rows, index = drawn
-    batch = collate(images, rows, index)
+    batch = collate(images, rows, index, PYRAMID)
     view, length = a_view(batch, attend), index.shape[1]
     hidden = torch.randn(copies * len(rows), length, 8)
     view.move(0, length, len(hidden))
@@ -142,7 +144,7 @@ def test_rows_and_their_copies_see_what_each_sees_alone(drawn, copies, attend):
         for one in range(number * copies, (number + 1) * copies):
             alone = hidden[one : one + 1]
             if row:
-                own = a_view(collate(images, [row], index[number : number + 1]), attend, view.adapter)
+                own = a_view(collate(images, [row], index[number : number + 1], PYRAMID), attend, view.adapter)
                 own.move(0, length, 1)
                 alone = own.look(0, alone)
             torch.testing.assert_close(together[one : one + 1], alone, atol=1e-3, rtol=1e-4)
@@ -151,7 +153,7 @@ def test_rows_and_their_copies_see_what_each_sees_alone(drawn, copies, attend):
 @given(SEEN, st.integers(1, 3), st.booleans())
 def test_each_of_several_residual_streams_looks(drawn, streams, flat):
     images, rows, index = drawn
-    batch = collate(images, rows, index)
+    batch = collate(images, rows, index, PYRAMID)
     view = a_view(batch, "latest")
     view.move(0, index.shape[1], len(rows))
     hidden = torch.randn(*index.shape, streams, 8)
@@ -162,7 +164,7 @@ def test_each_of_several_residual_streams_looks(drawn, streams, flat):
 
 
 def test_hidden_states_in_another_order_are_refused():
-    view = a_view(collate([features(0, (3, 2))], [[0], [0]], torch.zeros(2, 4).long()), "latest")
+    view = a_view(collate([features(0, (3, 2))], [[0], [0]], torch.zeros(2, 4).long(), PYRAMID), "latest")
     view.move(0, 4, 2)
     for sides in [(4, 2, 8), (2, 5, 8), (2, 12, 8)]:
         with pytest.raises(ValueError, match=r"2 rows of 4 tokens are .* a gated block takes \[rows, tokens, width\]"):
@@ -170,7 +172,7 @@ def test_hidden_states_in_another_order_are_refused():
 
 
 def test_media_of_other_rows_are_refused():
-    view = a_view(collate([features(0, (3, 2))], [[0], [0]], torch.zeros(2, 4).long()), "latest")
+    view = a_view(collate([features(0, (3, 2))], [[0], [0]], torch.zeros(2, 4).long(), PYRAMID), "latest")
     for rows in (1, 3):
         with pytest.raises(ValueError, match=f"{rows} rows of text came with the media of 2"):
             view.move(0, 4, rows)
@@ -179,7 +181,7 @@ def test_media_of_other_rows_are_refused():
 def test_where_the_cache_cannot_tell_the_tokens_are_counted():
     """And where it can it is believed: assisted decoding goes back."""
     index = torch.tensor([[-1, -1, 0, 0, 1, 1]])
-    view = a_view(collate([features(0, (3, 2)), features(1, (1, 1))], [[0, 1]], index), "latest")
+    view = a_view(collate([features(0, (3, 2)), features(1, (1, 1))], [[0, 1]], index, PYRAMID), "latest")
     seen = []
     for past, length in [(0, 3), (None, 2), (None, 1), (2, 2), (None, 1), (0, 1), (None, 1)]:
         view.move(past, length, 1)
@@ -193,7 +195,7 @@ def test_where_the_cache_cannot_tell_the_tokens_are_counted():
 def test_keys_and_values_are_computed_once_and_not_copied():
     """Neither for beams nor for rows that show the same."""
     images, index = [features(0, (3, 2)), features(1, (1, 1))], torch.zeros(2, 4).long()
-    view = a_view(collate(images, [[0], [1, 0]], index), "latest")
+    view = a_view(collate(images, [[0], [1, 0]], index, PYRAMID), "latest")
     calls = []
     view.adapter.blocks[0].k.register_forward_hook(lambda *_: calls.append(0))
     for copies in (1, 3):
@@ -202,13 +204,13 @@ def test_keys_and_values_are_computed_once_and_not_copied():
     k, v = view.keys_values(0)
     assert len(calls) == 1
     assert k.shape == v.shape == (2, 1, 7, 4)
-    assert a_view(collate(images, [[0, 1]] * 2, index), "latest").keys_values(0)[0].shape == (1, 1, 7, 4)
+    assert a_view(collate(images, [[0, 1]] * 2, index, PYRAMID), "latest").keys_values(0)[0].shape == (1, 1, 7, 4)
 
 
 @given(SEEN, st.lists(st.tuples(st.integers(0, 8), st.integers(1, 3), st.integers(1, 2)), min_size=2, max_size=5))
 def test_where_it_was_before_makes_no_difference(drawn, moves):
     images, rows, index = drawn
-    batch = collate(images, rows, index)
+    batch = collate(images, rows, index, PYRAMID)
     view = a_view(batch, "latest")
     for past, length, copies in moves:
         fresh = a_view(batch, "latest")
@@ -224,7 +226,9 @@ def test_where_it_was_before_makes_no_difference(drawn, moves):
 
 
 def test_with_gradients_and_without_it_shows_the_same():
-    batch = collate([features(0, (3, 2)), features(1, (1, 1))], [[0], [1, 0]], torch.tensor([[-1, 0, 0], [0, 0, 1]]))
+    batch = collate(
+        [features(0, (3, 2)), features(1, (1, 1))], [[0], [1, 0]], torch.tensor([[-1, 0, 0], [0, 0, 1]]), PYRAMID
+    )
     view = a_view(batch, "latest")
     view.move(0, 3, 2)
     hidden = torch.randn(2, 3, 8)
@@ -241,12 +245,20 @@ def test_with_gradients_and_without_it_shows_the_same():
 
 @pytest.mark.parametrize("rows", [[], [[]], [[], []]])
 def test_a_batch_without_images_has_no_media(rows):
-    assert collate([], rows, torch.zeros(len(rows), 2).long()) == {}
+    assert collate([], rows, torch.zeros(len(rows), 2).long(), PYRAMID) == {}
 
 
 def a_view(batch, attend, adapter=None):
     config = AdapterConfig(
-        layers=[0], hidden=8, heads=2, kv_heads=1, head_dim=4, media_dim=6, channels=list(CHANNELS), ff_factor=1.0
+        layers=[0],
+        hidden=8,
+        heads=2,
+        kv_heads=1,
+        head_dim=4,
+        media_dim=6,
+        channels=list(CHANNELS),
+        ff_factor=1.0,
+        attend=attend,
     )
     if adapter is None:
         adapter = Adapter(config)
@@ -256,5 +268,5 @@ def a_view(batch, attend, adapter=None):
                     module.weight.normal_()
             adapter.blocks[0].attention_gate.fill_(0.7)
             adapter.blocks[0].ff_gate.fill_(0.7)
-    media = adapter.media(batch["media_values"], batch["media_places"])
+    media = adapter.media(batch["media_values"], batch)
     return View(adapter, media.detach(), batch, attend, torch.float32)

@@ -124,7 +124,8 @@ def test_each_published_guess_makes_85_and_170(name):
         finest = max(range(len(one)), key=lambda n: one[n].grid)
         assert [level.backbone for level in two] == [int(n == finest) for n in range(len(two))]
         assert [(level.grid, level.map) for level in one] == [(level.grid, level.map) for level in two]
-    assert parse_tokens(TOKENS[name]) == pyramid
+    if not pyramid.resampled:
+        assert parse_tokens(TOKENS[name]) == pyramid
 
 
 def test_the_default_is_the_pyramid():
@@ -134,7 +135,7 @@ def test_the_default_is_the_pyramid():
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
-        ("pyramide", "tokens='pyramide': one of pyramid, square, seven, triple"),
+        ("pyramide", "tokens='pyramide': one of pyramid, square, seven, triple, resampler"),
         ({"tiles": [[1, -1]]}, "tokens: has tiles; takes 'overview' and 'tile'"),
         ({"overview": [[1]], "tile": []}, r"tokens: the level \[1\] is not"),
     ],
