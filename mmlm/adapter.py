@@ -30,7 +30,7 @@ class MediaProjection(nn.Module):
         self.row = nn.Parameter(torch.randn(GRID, width) * 0.5)
         self.column = nn.Parameter(torch.randn(GRID, width) * 0.5)
         self.norm = RMSNorm(width)
-        self.resampler = Resampler(config) if config.pyramid.resampled else None
+        self.resampler = Resampler(config, self.slot) if config.pyramid.resampled else None
 
     def forward(self, values: Sequence[Tensor], media: Mapping[str, Any], recompute: bool = False) -> Tensor:
         """Per map [N, C] -> the embeddings [E, M] that a batch's rows gather: of each cell, or the resampler's.

@@ -1,8 +1,9 @@
 """The resampler: latents, as many as a picture is worth, that read its cells; what they have read is its embeddings.
 
-Jaegle et al. 2021, "Perceiver: General Perception with Iterative Attention", arXiv:2103.03206, as in Alayrac et al.
-2022, "Flamingo: a Visual Language Model for Few-Shot Learning", arXiv:2204.14198, section 2.1: keys and values are of
-the cells and of the latents themselves. Norms, attention and feed-forward are those of a gated block; no gates.
+Jaegle et al. 2021, "Perceiver: General Perception with Iterative Attention", arXiv:2103.03206, and Alayrac et al. 2022,
+"Flamingo: a Visual Language Model for Few-Shot Learning", arXiv:2204.14198, section 2.1. Keys and values are of the
+cells alone, as in the first; Flamingo adds the latents' own, at which ours then look first, and learn later. Norms,
+attention and feed-forward are those of a gated block; no gates.
 
 A view is an overview or a tile. I images, T tiles of them all, N cells of them all, L latents of a view, C cells of a
 view with its padding, M width of a media embedding, H heads, d width of a head.
@@ -18,11 +19,11 @@ from torch.nn.functional import silu
 from mmlm.block import RMSNorm, at_least_fp32, attend
 from mmlm.config import AdapterConfig
 from mmlm.recompute import again
-from vision.pyramid import GRID, SLOTS
+from vision.pyramid import GRID
 from vision.tiles import OVERVIEW_EMBEDDINGS, TILE_EMBEDDINGS
 
 HEAD = 64  # width of a head
-SHARP = 2.0  # of queries: a latent begins by reading a tenth of the cells, not the mean of all
+SHARP = 2.0  # of queries, at the start
 LATENTS = (OVERVIEW_EMBEDDINGS, TILE_EMBEDDINGS)
 
 
@@ -59,13 +60,23 @@ class Resampler(nn.Module):
     """Cells of all views -> 85 embeddings of each overview, then 170 of each tile. No view sees another.
 
     They know which latent each is, and its tile row and column; the cells know that of themselves, and their level.
+
+    A latent begins as what its home cell knows of its place, and asks as cells answer: it reads its home first, a few
+    others less. Latents that begin at random all read the mean of the view, and are many times as slow to learn.
+
+    Args:
+        slot: what cells know of their place in a view [cells of an overview + cells of a tile, M].
     """
 
-    def __init__(self, config: AdapterConfig) -> None:
+    def __init__(self, config: AdapterConfig, slot: Tensor) -> None:
         super().__init__()
-        M = config.media_dim
-        self.cells = config.pyramid.cells
-        self.latents = nn.Parameter(torch.randn(SLOTS, M) * 0.5)
+        M, pyramid = config.media_dim, config.pyramid
+        self.cells = pyramid.cells
+        homes = [
+            first + torch.arange(count) * levels[0].grid ** 2 // count  # evenly over the first level
+            for first, count, levels in zip((0, self.cells[0]), LATENTS, (pyramid.overview, pyramid.tile), strict=True)
+        ]
+        self.latents = nn.Parameter(2 * slot.detach()[torch.cat(homes)])  # twice: more than the tile's place says
         self.row = nn.Parameter(torch.randn(GRID, M) * 0.5)
         self.column = nn.Parameter(torch.randn(GRID, M) * 0.5)
         self.layers = nn.ModuleList(Layer(M, round(config.ff_factor * M)) for _ in range(config.resampler_layers or 0))
@@ -94,7 +105,7 @@ class Resampler(nn.Module):
 
 
 class Layer(nn.Module):
-    """x + attention(x, cells and x), then x + feed-forward(x), for latents x."""
+    """x + attention(x, cells), then x + feed-forward(x), for latents x."""
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
@@ -105,10 +116,14 @@ class Layer(nn.Module):
         self.v = nn.Linear(width, heads * HEAD, bias=False)
         self.o = nn.Linear(heads * HEAD, width, bias=False)
         self.q_norm, self.k_norm = RMSNorm(HEAD), RMSNorm(HEAD)
-        nn.init.constant_(self.q_norm.weight, SHARP)
         self.gate = nn.Linear(width, inner, bias=False)
         self.up = nn.Linear(width, inner, bias=False)
         self.down = nn.Linear(inner, width, bias=False)
+        with torch.no_grad():
+            self.q.weight.copy_(self.k.weight)
+            self.q_norm.weight.fill_(SHARP)
+            for product in (self.v, self.o):  # what is read is a mean of some cells: smaller than one of them
+                product.weight.normal_(std=product.in_features**-0.5)
 
     def forward(self, x: Tensor, cells: Tensor, real: Tensor) -> Tensor:
         """x [views, L, M]; cells [views, C, M], of which those are there that are `real` bool [views, C] -> as x."""
@@ -117,9 +132,7 @@ class Layer(nn.Module):
         return x + at_least_fp32(self.down(silu(self.gate(y)) * self.up(y)))
 
     def attention(self, x: Tensor, cells: Tensor, real: Tensor) -> Tensor:
-        read = torch.cat([cells, x], 1)
-        v = self.v(read).unflatten(-1, (-1, HEAD)).transpose(1, 2)  # [views, H, C + L, d]
-        k = self.k_norm(self.k(read).unflatten(-1, (-1, HEAD))).to(v.dtype).transpose(1, 2)
+        v = self.v(cells).unflatten(-1, (-1, HEAD)).transpose(1, 2)  # [views, H, C, d]
+        k = self.k_norm(self.k(cells).unflatten(-1, (-1, HEAD))).to(v.dtype).transpose(1, 2)
         q = self.q_norm(self.q(x).unflatten(-1, (-1, HEAD))).to(v.dtype).transpose(1, 2)  # [views, H, L, d]
-        mask = torch.cat([real, real.new_ones(x.shape[:2])], 1)[:, None, None]
-        return self.o(attend(q, k, v, mask).transpose(1, 2).flatten(2))
+        return self.o(attend(q, k, v, real[:, None, None]).transpose(1, 2).flatten(2))

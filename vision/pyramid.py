@@ -63,7 +63,10 @@ class Pyramid:
         ):
             if cells != count and not self.resampled:
                 grids = [level.grid for level in levels]
-                raise ValueError(f"tokens: {name}: grids {grids} have {cells} cells; they must have {count}")
+                raise ValueError(
+                    f"tokens: {name}: grids {grids} have {cells} cells; they must have {count}; for {count} made of "
+                    "more take tokens='resampler'"
+                )
 
     @property
     def cells(self) -> tuple[int, int]:

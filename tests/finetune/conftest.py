@@ -6,14 +6,32 @@ from finetune.batches import encode
 from mmlm.samples import Sample
 from vision.encoder import VisionEncoder
 from vision.features import FeatureCache
+from vision.pyramid import parse_tokens
 
 WORDS = ("red", "blue", "green", "cat", "dog", "two birds", "a", "no", "yes", "circle")
 
 
 @pytest.fixture(scope="session")
-def cache(tiny_vision, tmp_path_factory):
+def features(tmp_path_factory):
+    """Where the features of all tiny models are kept."""
+    return tmp_path_factory.mktemp("features")
+
+
+@pytest.fixture
+def tokens():
+    """What the tiny models' embeddings are made of; a file of tests may say other names."""
+    return "pyramid"
+
+
+@pytest.fixture
+def tiny_model(make_model, tokens):
+    return make_model(tokens=tokens)
+
+
+@pytest.fixture
+def cache(tiny_vision, tokens, features):
     """The feature cache of the tiny models: they all have the same eyes."""
-    return FeatureCache(VisionEncoder(tiny_vision), tmp_path_factory.mktemp("features"))
+    return FeatureCache(VisionEncoder(tiny_vision, parse_tokens(tokens)), features)
 
 
 @pytest.fixture(scope="session")

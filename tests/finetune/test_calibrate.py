@@ -18,6 +18,11 @@ def fresh(batch):
     return {name: copy.deepcopy(value) if name == "past_key_values" else value for name, value in batch.items()}
 
 
+@pytest.fixture(params=["pyramid", "resampler"])
+def tokens(request):
+    return request.param
+
+
 @pytest.fixture
 def batches(tiny_model, cache, encoded):
     batches = Batches(tiny_model, cache, encoded(8, 10), BatchConfig(8, 10), 0)
@@ -66,9 +71,9 @@ def test_a_calibrated_model_is_born_exact(tiny_model, batches):
 
 
 @pytest.mark.parametrize("kind", ["deepseek_v4", "qwen4_exp", "gemma3n"])
-def test_each_of_several_residual_streams_is_calibrated_for(kind, make_model, tiny_model, batches):
+def test_each_of_several_residual_streams_is_calibrated_for(kind, make_model, tokens, tiny_model, batches):
     """The batches are the same as of any decoder with that tokenizer, but for the prefixes it has kept."""
-    model = make_model(small(kind), layers=[1, 3])
+    model = make_model(small(kind), layers=[1, 3], tokens=tokens)
     batch = {name: value for name, value in batches[0].items() if name != "past_key_values"}
     ids = batch["input_ids"]
     batch |= {"attention_mask": torch.ones_like(ids), "position_ids": torch.arange(ids.shape[1]).expand_as(ids)}
@@ -100,8 +105,8 @@ def test_calibration_trains_nothing_and_leaves_no_hook(tiny_model, batches):
     assert all(p.grad is None for p in tiny_model.parameters())
 
 
-def test_the_same_batches_give_the_same_calibration(make_model, batches):
-    one, other = make_model(), make_model()
+def test_the_same_batches_give_the_same_calibration(make_model, tokens, batches):
+    one, other = make_model(tokens=tokens), make_model(tokens=tokens)
     for model in (one, other):
         calibrate(model, map(fresh, batches))
     for name, tensor in one.adapter.state_dict().items():

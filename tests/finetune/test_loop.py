@@ -39,6 +39,9 @@ class Poisoned(Stopping):
         return batch
 
 
+KINDS = [(False, "pyramid"), (True, "pyramid"), (True, "resampler")]  # image last, tokens
+
+
 @pytest.fixture
 def config():
     return TrainConfig(
@@ -53,11 +56,11 @@ def config():
 
 
 @pytest.fixture
-def start(make_model, cache, make_samples, config):
+def start(make_model, tokens, cache, make_samples, config):
     """A fresh model and its batches, the same every time."""
 
     def start_(image_last=False):
-        model = make_model(image_last=image_last)
+        model = make_model(image_last=image_last, tokens=tokens)
         data = encode(model, cache, make_samples(6, 2), "encoding")
         parts = [Batches(model, cache, part, config.batch, 0) for part in (data[:8], data[8:])]
         return model, Mixture(parts, [2, 1])
@@ -73,10 +76,10 @@ def weights(model):
     return {name: tensor.numpy().tobytes() for name, tensor in model.adapter.state_dict().items()}
 
 
-@pytest.mark.parametrize("image_last", [False, True])
-def test_it_learns_eight_images_by_heart(image_last, make_model, cache, make_samples, tmp_path):
+@pytest.mark.parametrize(("image_last", "tokens"), KINDS)
+def test_it_learns_eight_images_by_heart(image_last, tokens, make_model, cache, make_samples, tmp_path):
     """One question, eight answers: only who looks can tell them apart."""
-    model = make_model(image_last=image_last)
+    model = make_model(image_last=image_last, tokens=tokens)
     frozen = {name: p.clone() for name, p in model.named_parameters() if not name.startswith("adapter.")}
     samples = make_samples(8)
     batches = Batches(model, cache, encode(model, cache, samples, "encoding"), BatchConfig(8, 1), 0)
@@ -90,7 +93,7 @@ def test_it_learns_eight_images_by_heart(image_last, make_model, cache, make_sam
     assert said == [sample.answer for sample in samples]
 
 
-@pytest.mark.parametrize("image_last", [False, True])
+@pytest.mark.parametrize(("image_last", "tokens"), KINDS)
 @pytest.mark.parametrize("at", [2, 4, 7, 10])
 def test_a_stopped_run_ends_as_one_that_was_not(at, image_last, start, config, tmp_path):
     """Stopped before the first checkpoint, right after one, between two, in the last step."""

@@ -13,9 +13,14 @@ from finetune.config import BatchConfig
 from finetune.loss import learnt_loss, logits_only
 
 
+@pytest.fixture(params=["pyramid", "resampler"])
+def tokens(request):
+    return request.param
+
+
 @pytest.fixture(params=[False, True], ids=["image first", "image last"])
-def model(request, make_model, open_gates):
-    return open_gates(make_model(image_last=request.param))
+def model(request, make_model, open_gates, tokens):
+    return open_gates(make_model(image_last=request.param, tokens=tokens))
 
 
 @pytest.fixture
@@ -74,9 +79,11 @@ def check(model, loss, whole):
         torch.testing.assert_close(got[name], wanted[name], rtol=1e-3, atol=1e-4, msg=name)
 
 
-def test_the_same_step_has_the_same_gradient_to_the_last_bit(make_model, open_gates, cache, make_samples, picture):
+def test_the_same_step_has_the_same_gradient_to_the_last_bit(
+    make_model, tokens, open_gates, cache, make_samples, picture
+):
     """With media enough for the threads to race: the gradient of plain indexing is summed in no fixed order."""
-    model = open_gates(make_model())
+    model = open_gates(make_model(tokens=tokens))
     samples = [replace(sample, images=(picture(seed, (1024, 1024)),)) for seed, sample in enumerate(make_samples(8))]
     batch = batch_of(model, cache, encode(model, cache, samples, "encoding"))
     runs = []
@@ -98,9 +105,9 @@ def test_the_gradient_is_in_the_adapter_alone(model, batches):
     assert trained - moved <= rows_and_columns, "the tiny images have one tile; all else is trained"
 
 
-def test_a_blind_model_learns_nothing_but_its_gates(make_model, cache, make_samples):
+def test_a_blind_model_learns_nothing_but_its_gates(make_model, tokens, cache, make_samples):
     """Born exact: behind shut gates only the gates have a gradient."""
-    model = make_model()
+    model = make_model(tokens=tokens)
     data = encode(model, cache, make_samples(2), "encoding")
     loss, _ = learnt_loss(model, model, batch_of(model, cache, data))
     loss.backward()

@@ -13,6 +13,11 @@ from finetune.config import BatchConfig
 from finetune.words import Words, learn_words, speak, votes_of
 
 
+@pytest.fixture(params=["pyramid", "resampler"])
+def tokens(request):
+    return request.param
+
+
 @pytest.fixture
 def batches(tiny_model, cache, encoded):
     return Batches(tiny_model, cache, encoded(8, 2), BatchConfig(8, 2), 0)
@@ -100,9 +105,11 @@ def test_words_that_are_not_among_them_teach_nothing(tiny_model, batches):
     assert all(p.isfinite().all() for p in tiny_model.adapter.parameters())
 
 
-def test_the_last_block_says_what_the_votes_found(make_model, batches):
+def test_the_last_block_says_what_the_votes_found(make_model, tokens, batches):
     """As a linear map: what it adds for an embedding lifts the output embedding's logits by the votes."""
-    model = make_model(media_dim=16)  # of 16 directions, which its key heads, 2 of width 16, have room for
+    model = make_model(
+        media_dim=16, tokens=tokens
+    )  # of 16 directions, which its key heads, 2 of width 16, have room for
     reach = ready(model, batches)
     ids = list(range(40, 60))
     words = Words(torch.tensor(ids), torch.randn(20, 16, generator=torch.Generator().manual_seed(1)))
@@ -119,9 +126,9 @@ def test_the_last_block_says_what_the_votes_found(make_model, batches):
     assert 0.8 < (both[0] @ both[1] / both[1].square().sum()) < 1.1
 
 
-def test_every_key_head_speaks(make_model, batches):
+def test_every_key_head_speaks(make_model, tokens, batches):
     """With fewer directions than there is room for, too."""
-    model = make_model(media_dim=16)
+    model = make_model(media_dim=16, tokens=tokens)
     words = Words(torch.arange(40, 60), torch.randn(20, 16, generator=torch.Generator().manual_seed(1)))
     speak(model, words, ready(model, batches))
     block = model.adapter.blocks[-1]
@@ -140,9 +147,9 @@ def test_rows_without_an_image_teach_no_words(tiny_model, cache, make_samples):
 
 
 @pytest.mark.parametrize("wide", [8, 200])
-def test_it_speaks_with_any_width_of_embeddings(make_model, batches, wide):
+def test_it_speaks_with_any_width_of_embeddings(make_model, tokens, batches, wide):
     """More directions than there is room for, or fewer."""
-    model = make_model(media_dim=wide)
+    model = make_model(media_dim=wide, tokens=tokens)
     reach = ready(model, batches)
     speak(model, learn_words(model, sorted(batches.words()), (batches.shown(n) for n in range(2)), 2), reach)
     batch = {name: value for name, value in batches[0].items() if name not in ("labels", "below")}
@@ -159,10 +166,10 @@ def test_votes_for_nothing_say_nothing(tiny_model, batches):
     assert all(tensor.equal(before[name]) for name, tensor in tiny_model.adapter.state_dict().items())
 
 
-def test_the_same_batches_teach_the_same_words(make_model, batches):
+def test_the_same_batches_teach_the_same_words(make_model, tokens, batches):
     states = []
     for _ in range(2):
-        model = make_model()
+        model = make_model(tokens=tokens)
         reach = ready(model, batches)
         speak(model, learn_words(model, sorted(batches.words()), (batches.shown(n) for n in range(4)), 4), reach)
         states.append(model.adapter.state_dict())

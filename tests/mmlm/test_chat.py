@@ -11,9 +11,9 @@ from vision.images import ImageError
 GREEDY = {"max_new_tokens": 6, "do_sample": False}
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["image first", "image last"])
+@pytest.fixture(scope="module", params=[{}, {"image_last": True, "tokens": "resampler"}], ids=str)
 def model(request, make_model, open_gates):
-    return open_gates(make_model(image_last=request.param, attend="all"))
+    return open_gates(make_model(attend="all", **request.param))
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_after_a_turn_of_another_way_the_text_before_it_is_still_known(model, pi
     assert lengths[0] <= len(model.processor.read(chat.messages[:-1], 1).ids) - known + said
 
 
-@pytest.mark.parametrize("eyes", [{}, {"detail": "low"}], ids=str)
+@pytest.mark.parametrize("eyes", [{"attend": "all"}, {"detail": "low"}], ids=str)
 def test_an_assistant_sees_the_conversations_images(eyes, model, make_model, open_gates, picture):
     """Also those that were shown before it came."""
     helper = open_gates(make_model(**eyes), 0.9)

@@ -7,10 +7,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from mmlm.media import KEYS
 
 
-@pytest.fixture(scope="module")
-def model(make_model, open_gates):
+@pytest.fixture(scope="module", params=["pyramid", "resampler"])
+def model(request, make_model, open_gates):
     """One whose blocks are folded already, as they are from the second call on."""
-    model = open_gates(make_model()).eval()
+    model = open_gates(make_model(tokens=request.param)).eval()
     for block in model.adapter.blocks:
         block.folded(torch.float32)
     return model

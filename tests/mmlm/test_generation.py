@@ -67,6 +67,15 @@ def shared(make_model, open_gates):
     return open_gates(make_model(), 0.9).eval()
 
 
+ALL = [{"attend": "all"}, {"attend": "all", "tokens": "resampler"}]
+
+
+@pytest.fixture(scope="module", params=ALL, ids=str)
+def of_all(request, make_model, open_gates):
+    """One that attends to all images before."""
+    return open_gates(make_model(**request.param), 0.9).eval()
+
+
 @pytest.fixture
 def read(picture):
     """Makes the batch of one of PROMPTS."""
@@ -106,10 +115,14 @@ def test_one_row_says_what_the_plain_loop_says(case, how, shared, read):
 
 
 @pytest.mark.parametrize("case", PROMPTS)
-def test_attending_to_all_it_says_what_the_plain_loop_says(case, make_model, open_gates, read):
-    model = open_gates(make_model(attend="all"), 0.9)
-    batch = read(model, case)
-    assert model.generate_tokens(batch, **GREEDY)[0].tolist() == plain_loop(model, batch)
+def test_attending_to_all_it_says_what_the_plain_loop_says(case, of_all, read):
+    batch = read(of_all, case)
+    assert of_all.generate_tokens(batch, **GREEDY)[0].tolist() == plain_loop(of_all, batch)
+
+
+@pytest.mark.parametrize("how", [{}, {"num_beams": 3}, {"cache_implementation": "static"}], ids=str)
+def test_a_batch_that_attends_to_all_says_what_each_prompt_says_alone(how, of_all, rows):
+    test_a_batch_says_what_each_prompt_says_alone(how, of_all, rows)
 
 
 @pytest.mark.parametrize("how", [{}, {"num_beams": 3}, {"cache_implementation": "static"}], ids=str)
@@ -520,7 +533,14 @@ def test_all_that_a_twin_with_eyes_drafts_is_accepted(case, shared, twin, tiny_d
 
 
 @pytest.mark.parametrize(
-    "eyes", [{"detail": "low"}, {"tokens": {"tile": [[1, -1], [5, -2], [12, -2]]}}, {"mark": "<picture>"}], ids=str
+    "eyes",
+    [
+        {"detail": "low"},
+        {"tokens": "resampler"},
+        {"tokens": {"tile": [[1, -1], [5, -2], [12, -2]]}},
+        {"mark": "<picture>"},
+    ],
+    ids=str,
 )
 def test_an_assistant_may_have_other_eyes(eyes, shared, make_model, open_gates, picture):
     other = open_gates(make_model(**eyes), 0.9)

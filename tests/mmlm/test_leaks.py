@@ -14,6 +14,7 @@ ADAPTERS = [
     {"kv_heads": 1, "head_dim": 8, "media_dim": 24, "ff_factor": 0.5, "layers": [0, 3]},
     {"heads": 6, "kv_heads": 3, "head_dim": 32, "media_dim": 96, "layers": None, "every": 2, "start": 1},
     {"heads": 1, "kv_heads": 1, "ff_factor": 2.5, "layers": [2]},
+    {"tokens": "resampler", "resampler_layers": 1, "media_dim": 72},
 ]
 SIZES = [(96, 64), (30, 500), (700, 300), (1100, 600)]  # 1, 1, 2 and 6 tiles
 words = st.text(ascii_letters + " .", max_size=12)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from parts import bytes_of, logits, media_of, text_of
 from timm.models import save_for_hf
 
+from mmlm.adapter import IMAGES
 from mmlm.model import MultimodalLM
 from vision.encoder import VisionEncoder
 from vision.images import ImageError
@@ -94,10 +95,11 @@ def test_rows_that_never_reach_their_image_are_blind_and_finite(shared, base, pi
 # -- 2: born exact ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("tokens", ["pyramid", "resampler"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_with_gates_shut_the_logits_are_the_base_decoders(dtype, make_model, tiny_decoder, picture):
+def test_with_gates_shut_the_logits_are_the_base_decoders(dtype, tokens, make_model, tiny_decoder, picture):
     base = tiny_decoder().to(dtype)
-    model = make_model(tiny_decoder().to(dtype))
+    model = make_model(tiny_decoder().to(dtype), tokens=tokens)
     assert all(gate == 0 for gate in model.adapter.gates().values())
     images = [[picture(1)], [picture(2, (700, 600)), picture(3)], []]
     batch = model.processor(images, ["<image>What?", "<image>one<image>two", "none"])
@@ -120,8 +122,9 @@ def test_with_gates_shut_it_can_learn(tiny_model, picture):
 # -- 3: frozen is frozen ----------------------------------------------------------------------------------------------
 
 
-def test_training_changes_the_adapter_alone(tiny_model, picture):
-    model = tiny_model.train()
+@pytest.mark.parametrize("eyes", [{}, {"tokens": "resampler", "attend": "all"}], ids=str)
+def test_training_changes_the_adapter_alone(eyes, make_model, picture):
+    model = make_model(**eyes).train()
     assert model.training and model.adapter.training
     assert not any(module.training for part in (model.decoder, model.vision) for module in part.modules())
     assert {name.partition(".")[0] for name, p in model.named_parameters() if p.requires_grad} == {"adapter"}
@@ -220,9 +223,10 @@ def test_vision_and_adapter_go_where_the_decoder_is(make_model, tiny_decoder, ti
 # -- who sees what ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("tokens", ["pyramid", "resampler"])
 @torch.no_grad()
-def test_in_float64_it_is_what_it_is_in_fp32(make_model, tiny_vision, open_gates, picture):
-    model = open_gates(make_model(vision=copy.deepcopy(tiny_vision))).eval()
+def test_in_float64_it_is_what_it_is_in_fp32(tokens, make_model, tiny_vision, open_gates, picture):
+    model = open_gates(make_model(vision=copy.deepcopy(tiny_vision), tokens=tokens)).eval()
     batch = model.processor([[picture(1)], [picture(2)]], ["a picture of", "<image>a"])
     single = logits(model, batch)
     double = logits(model.double(), batch)
@@ -268,9 +272,57 @@ def test_a_token_sees_the_latest_image_or_all(attend, make_model, open_gates, pi
 
 def test_under_all_one_image_alone_is_the_latest(make_model, open_gates, picture):
     latest, every = (open_gates(make_model(attend=attend)) for attend in ("latest", "all"))
-    every.adapter.load_state_dict(latest.adapter.state_dict())
+    told = every.adapter.load_state_dict(latest.adapter.state_dict(), strict=False)
+    assert (told.missing_keys, told.unexpected_keys) == (["images"], []), "where there is one, none is told apart"
     batch = latest.processor(picture(1), "a <image> b")
     assert torch.equal(logits(latest, batch), logits(every, batch))
+
+
+@pytest.fixture(scope="module", params=["pyramid", "resampler"])
+def of_all(request, make_model, open_gates):
+    """A model that attends to all images before."""
+    return open_gates(make_model(attend="all", tokens=request.param), 0.9).eval()
+
+
+def test_under_all_it_is_known_which_image_is_which(of_all, picture):
+    """No text stands between them: without their places they are a set, and one twice is one."""
+    one, two, text = picture(1), picture(2, (700, 300)), "Which is first?"
+
+    def said(*images, model=of_all):
+        return logits(model, model.processor(list(images), "<image>" * len(images) + text))
+
+    def differ(a, b):
+        return (a - b).abs().max() > 0.05
+
+    assert differ(said(one, two), said(two, one)) and differ(said(one, one), said(one))
+    unplaced = copy.deepcopy(of_all)
+    unplaced.adapter.images.data.zero_()
+    for mine, yours in ((said(one, two, model=unplaced), said(two, one, model=unplaced)), (said(one), said(one))):
+        torch.testing.assert_close(mine, yours, atol=1e-4, rtol=1e-4)
+
+
+def test_images_beyond_the_table_are_told_from_those_before_them(of_all, picture):
+    """But not from each other."""
+    few, new = [picture(1)] * (IMAGES - 1), [picture(2), picture(3)]
+    texts = ["<image>" * (IMAGES + 1) + "?"] * 3
+    rows = [[*few, *new], [*few, *new[::-1]], [new[0], *few, new[1]]]
+    last, swapped, early = (
+        logits(of_all, of_all.processor([row], [text])) for row, text in zip(rows, texts, strict=True)
+    )
+    torch.testing.assert_close(last, swapped, atol=1e-4, rtol=1e-4)
+    assert (last - early).abs().max() > 10 * (last - swapped).abs().max()
+
+
+def test_an_image_at_several_places_is_encoded_once_and_is_what_it_is_alone(of_all, picture):
+    one, two = picture(1), picture(2, (600, 520))
+    rows, texts = [[one, two], [two, one], [one], []], ["<image><image>a", "<image>b<image>c", "<image>d", "e"]
+    batch = of_all.processor(rows, texts)
+    assert len(batch["pixel_values"]) == sum(len(of_all.processor(x, "?")["pixel_values"]) for x in (one, two))
+    positions = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+    together = logits(of_all, {**batch, "position_ids": positions})
+    for row, (images, text) in enumerate(zip(rows, texts, strict=True)):
+        alone = logits(of_all, of_all.processor([images], [text]))[0]
+        torch.testing.assert_close(together[row, -len(alone) :], alone, atol=2e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -438,6 +490,13 @@ def test_a_bad_image_is_named(content, shared, tmp_path):
         ({"tokens": {"tile": [[1, -1], [5, -1], [12, -9]]}}, "-9"),
         ({"tokens": {"tile": [[1, -1], [5, -1], [12, -1, 1]]}}, "backbone 1, but there are 1"),
         ({"tokens": "pyramids"}, "tokens='pyramids': one of"),
+        ({"resampler_layers": 1}, "resampler_layers=1: tokens='pyramid' has no resampler; leave it out, or take"),
+        ({"tokens": "resampler", "resampler_layers": 0}, "resampler_layers=0: must be 1 or more"),
+        ({"tokens": "resampler", "resampler_layers": 1.5}, r"resampler_layers=1\.5: takes int"),
+        (
+            {"tokens": {"tile": [[16, -2], [16, -1]]}},
+            "tile: grids .* have 512 cells; they must have 170; .*'resampler'",
+        ),
         ({"detail": "huge"}, "detail='huge'"),
         ({"hidden": 64}, "no setting 'hidden'"),
         ({"format": 2}, "no setting 'format'"),
@@ -563,7 +622,7 @@ def base(tiny_decoder):
     return tiny_decoder()
 
 
-@pytest.fixture(scope="module")
-def shared(make_model, open_gates):
+@pytest.fixture(scope="module", params=["pyramid", "resampler"])
+def shared(request, make_model, open_gates):
     """A model with open gates that no test changes."""
-    return open_gates(make_model(), 0.9).eval()
+    return open_gates(make_model(tokens=request.param), 0.9).eval()

@@ -13,6 +13,11 @@ def gradients(model, batch):
     return logits.detach(), {name: p.grad.clone() for name, p in model.adapter.named_parameters() if p.grad is not None}
 
 
+@pytest.fixture(params=["pyramid", "resampler"])
+def tiny_model(request, make_model):
+    return make_model(tokens=request.param)
+
+
 @pytest.fixture
 def batch(tiny_model, picture):
     images = [[picture(1)], [], [picture(2), picture(3)]]
