@@ -51,6 +51,7 @@ def info(parser: ArgumentParser) -> None:
         "decoder)",
     )
     parser.add_argument("--vision", metavar="NAME", help="backbone for a decoder: timm/NAME (default: the default one)")
+    parser.add_argument("--tokens", metavar="NAME", help="what embeddings are made of: square, resampler, ...")
     parser.add_argument("--every", type=count, metavar="N", help="a gated block before every N-th layer")
     parser.add_argument("--start", type=int, metavar="K", help="... from layer K on (default: 0)")
     parser.add_argument(
@@ -64,9 +65,8 @@ def run_info(args: Namespace) -> None:
     from mmlm.info import inspect, report
 
     name = args.model or (RUN if Path(RUN).is_dir() else zoo.DECODER)
-    settings = {
-        key: value for key in ("vision", "every", "start", "kv_heads") if (value := getattr(args, key)) is not None
-    }
+    names = ("vision", "tokens", "every", "start", "kv_heads")
+    settings = {key: value for key in names if (value := getattr(args, key)) is not None}
     print(report(inspect(name, **settings)))
 
 

@@ -47,12 +47,42 @@ class Info:
 
     @cached_property
     def per_token(self) -> dict[str, int]:
-        """Parameters that a token goes through, by part; none of the backbone: it sees an image, not a token."""
-        return {"decoder": active_parameters(self.decoder), "vision": 0, "adapter": count(self.parts["adapter"])}
+        """Parameters that a token goes through, by part; none of what sees an image, not a token: the backbones, and
+        what makes embeddings of their maps.
+        """
+        adapter = count(self.parts["adapter"]) - count(self.parts.get_submodule("adapter.media"))
+        return {"decoder": active_parameters(self.decoder), "vision": 0, "adapter": adapter}
 
     @property
     def active(self) -> int:
         return sum(self.per_token.values())
+
+    @property
+    def tokens(self) -> str:
+        """What the embeddings are made of, in words."""
+        config, pyramid = self.config, self.config.pyramid
+        name = config.tokens if isinstance(config.tokens, str) else "grids of its own"
+        overview, tile = (" + ".join(str(its.grid**2) for its in levels) for levels in (pyramid.overview, pyramid.tile))
+        if not pyramid.resampled:
+            return f"{name}: an overview has {overview}, a tile {tile}"
+        layers, cost = config.resampler_layers, short(count(self.parts.get_submodule("adapter.media.resampler")))
+        return (
+            f"{name}: {layers} layer{'s' * (layers != 1)}, {cost} parameters; 85 read an overview's {overview} cells, "
+            f"170 a tile's {tile}"
+        )
+
+    def media(self, width: int, height: int) -> tuple[int, int, int]:
+        """What an image of so many pixels costs: embeddings, bytes of their keys and values in 16 bits, bytes on disk
+        of the features that a feature cache keeps, in fp32. At the most: of padding there is nothing to keep.
+        """
+        config, pyramid, plan = self.config, self.config.pyramid, plan_tiles(width, height, self.config.detail)
+        channels = dict(zip(pyramid.sources, config.channels, strict=True))
+        overview, tile = (  # each cell's values, and its place in three numbers of 16 bits
+            sum(level.grid**2 * (4 * channels[level.source] + 6) for level in levels)
+            for levels in (pyramid.overview, pyramid.tile)
+        )
+        seen = plan.embeddings * len(config.layers) * 2 * config.kv_heads * config.head_dim * 2
+        return plan.embeddings, seen, overview + tile * len(plan.boxes)
 
     def learnt(self, part: str) -> int:
         """How many parameters of a part are trained."""
@@ -137,6 +167,7 @@ def report(info: Info) -> str:
         f"            context {getattr(text, 'max_position_embeddings', None) or 'unknown'} tokens,"
         f" vocabulary {text.vocab_size}",
         f"vision      {', '.join(config.eyes)}, {state(info, 'vision')}",
+        f"tokens      {info.tokens}",
         f"adapter     trained: {len(config.layers)} gated blocks before layers {', '.join(map(str, config.layers))}",
         f"            {config.heads} heads of {config.head_dim} ({config.kv_heads} for keys and values),"
         f" feed-forward {config.ff_factor:g} x {config.hidden}",
@@ -153,12 +184,11 @@ def report(info: Info) -> str:
         + "   on disk and in memory",
         f"{'trained':12}{size(4 * rows[-1][-1]):>10}   on disk; in training {size(TRAINING * rows[-1][-1])} in memory",
         "",
-        "image          embeddings   keys and values in 16 bits",
+        "image          embeddings   keys and values in 16 bits   features on disk",
     ]
     for width, height in SIZES:
-        embeddings = plan_tiles(width, height, config.detail).embeddings
-        cost = embeddings * len(config.layers) * 2 * config.kv_heads * config.head_dim * 2
-        lines.append(f"{f'{width}x{height}':15}{embeddings:>10}   {size(cost)}")
+        embeddings, seen, kept = info.media(width, height)
+        lines.append(f"{f'{width}x{height}':15}{embeddings:>10}   {size(seen):26}   {size(kept)}")
     return "\n".join(lines)
 
 

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 COMMAND_LINE = """\
 mmlm ask IMAGE QUESTION --model --tokens
 mmlm caption IMAGE... --model --tokens
-mmlm info [MODEL] --vision --every --start --kv-heads
+mmlm info [MODEL] --vision --tokens --every --start --kv-heads
 mmlm quickstart --run --resume --overwrite \
 --vqa_images --redrawn --vqa_test --redrawn_test --shapes_test --scenes --scenes_test \
 --blocks_from --captions_per_image --vqa_share --seed \

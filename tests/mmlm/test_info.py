@@ -5,6 +5,7 @@ import time
 import pytest
 import timm
 import torch
+from parts import media_of
 from timm.models import save_for_hf
 from transformers import MixtralConfig
 
@@ -12,6 +13,8 @@ from mmlm import cli, zoo
 from mmlm.config import AdapterConfig
 from mmlm.info import count, inspect, report, scaled, shipped
 from mmlm.model import MultimodalLM
+from vision.features import FeatureCache
+from vision.pyramid import TOKENS
 
 
 @pytest.fixture
@@ -46,7 +49,32 @@ def test_counts_are_those_of_the_model_itself(folder, make_model, tiny_decoder):
     assert info.config.channels == model.config.channels
     dense = sum(p.numel() for name, p in model.decoder.named_parameters() if ".experts." not in name)
     routed = count(model.decoder) - dense
-    assert info.active == dense + routed // 2 + count(model.adapter)
+    assert info.active == dense + routed // 2 + count(model.adapter.blocks), "the media are projected once an image"
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_the_media_cost_what_is_told_of_them(tokens, folder, make_model, tiny_decoder, picture, tmp_path):
+    """For images without padding, all of it: the cache's file has a header besides."""
+    info = inspect(folder, vision="timm/test_efficientnet", layers=[1, 3], tokens=tokens)
+    model = make_model(tiny_decoder(), layers=[1, 3], tokens=tokens)
+    assert count(info.parts["adapter"]) == count(model.adapter)
+    cache = FeatureCache(model.vision, tmp_path)
+    image = picture(1, (512, 512))
+    embeddings, seen, kept = info.media(512, 512)
+    view = model.view(dict(media_of(model.processor(image, "What?"))))
+    keys = [tensor for block in (0, 1) for tensor in view.keys_values(block)]
+    assert embeddings == 255 == len(view.media)
+    assert seen == 2 * sum(tensor.numel() for tensor in keys)
+    assert 0 <= cache.size(cache.add(image)) - kept < 1000
+    assert f"{tokens}: " in report(info)
+
+
+def test_what_a_resampler_is_is_told(capsys):
+    assert cli.main(["info", "gpt4-rumour", "--every", "8", "--tokens", "resampler"]) == 0
+    said = capsys.readouterr().out
+    assert "85 read an overview's 256 + 64 cells, 170 a tile's 256 + 256" in said and "2 layers" in said
+    assert cli.main(["info", "gpt4-rumour", "--tokens", "resample"]) == 1
+    assert "tokens='resample': one of pyramid, square, seven, triple, resampler" in capsys.readouterr().err
 
 
 def test_a_saved_adapter_is_told_of(folder, tmp_path, capsys):
