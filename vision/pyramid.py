@@ -18,7 +18,6 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from vision.tiles import OVERVIEW_EMBEDDINGS, TILE, TILE_EMBEDDINGS, TilePlan
 
-SLOTS = OVERVIEW_EMBEDDINGS + TILE_EMBEDDINGS
 GRID = 5  # a tile's row and column are below this: 2048x768 is 4 x 2 tiles
 
 

@@ -94,6 +94,25 @@ def test_the_same_step_has_the_same_gradient_to_the_last_bit(
         assert all(gradient.equal(run[name]) for run in runs[1:]), name
 
 
+def test_images_that_rows_share_at_other_places_teach_what_they_teach_alone(
+    make_model, tokens, open_gates, cache, make_samples
+):
+    """Under attend="all", where their embeddings are others in each row."""
+    model = open_gates(make_model(attend="all", tokens=tokens))
+    one, two, three = make_samples(3)
+    shown = [one.images + two.images, two.images + one.images, one.images + one.images]
+    rows = [replace(row, images=images) for row, images in zip((one, two, three), shown, strict=True)]
+    chosen = encode(model, cache, rows, "encoding")
+    learnt_loss(model, model, batch_of(model, cache, chosen, Below(model)))[0].backward()
+    together = gradients(model)
+    for entry in chosen:
+        learnt_loss(model, model, batch_of(model, cache, [entry]))[0].backward()
+    alone = gradients(model)
+    assert alone["adapter.images"][0].any() and not alone["adapter.images"][1:].any(), "no row has a third"
+    for name, gradient in together.items():
+        torch.testing.assert_close(gradient, alone[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
 def test_the_gradient_is_in_the_adapter_alone(model, batches):
     loss, _ = learnt_loss(model, model, batches[0])
     loss.backward()

@@ -119,6 +119,9 @@ def test_settings_of_a_given_config_are_taken_and_shapes_are_not(run, picture):
     config.layers = [0, 2]
     with pytest.raises(ValueError, match=r"config= has layers=\[0, 2\], but its weights were saved with \[1, 3\]"):
         MultimodalLM.from_pretrained(run, config=config)
+    config.layers, config.attend = [1, 3], "all"
+    with pytest.raises(ValueError, match="config= has attend='all', but its weights were saved with 'latest'"):
+        MultimodalLM.from_pretrained(run, config=config)
 
 
 def test_a_processor_is_saved_and_loaded(run, model, picture):

@@ -207,6 +207,39 @@ def test_keys_and_values_are_computed_once_and_not_copied():
     assert a_view(collate(images, [[0, 1]] * 2, index, PYRAMID), "latest").keys_values(0)[0].shape == (1, 1, 7, 4)
 
 
+@given(SEEN)
+def test_under_all_an_embedding_is_what_its_images_places_make_of_it(drawn):
+    """And there are as many as there are images at places, however many rows show them there."""
+    images, rows, index = drawn
+    batch = collate(images, rows, index, PYRAMID)
+    view = a_view(batch, "all")
+    plain = view.adapter.media(batch["media_values"], batch)
+    table = torch.cat([torch.zeros(1, plain.shape[1]), view.adapter.images])
+    shown = [row for row in rows if row]
+    for gather, owner, row in zip(view.gather, view.owner, shown, strict=False):  # one, if all show the same
+        flat = collate(images, [row], index[:1], PYRAMID)["media_gather"][0]
+        wanted = plain[batch["media_gather"][rows.index(row)][: len(flat)]] + table[owner[owner >= 0]]
+        assert torch.equal(view.media[gather[owner >= 0]], wanted)
+    pairs = {(image, place) for row in rows for place, image in enumerate(row)}
+    assert len(view.media) == sum(sum(map(len, images[image].values)) for image, _ in pairs)
+
+
+@given(batches().filter(lambda drawn: len(drawn[1][0]) > 1), st.data(), st.sampled_from(["latest", "all"]))
+def test_images_joined_are_images_shown_at_once(drawn, data, attend):
+    images, rows, index = drawn
+    row, index = rows[0], index[:1]
+    before = data.draw(st.integers(1, len(row) - 1))
+    whole = a_view(collate(images, [row], index, PYRAMID), attend)
+    old, new = (collate(images, [part], index, PYRAMID) for part in (row[:before], row[before:]))
+    first = a_view(old, attend, whole.adapter)
+    first.keys_values(0)
+    joined = first.joined(a_view(new, attend, whole.adapter, before)).at(index)
+    hidden = torch.randn(1, index.shape[1], 8)
+    for view in (whole, joined):
+        view.move(0, index.shape[1], 1)
+    torch.testing.assert_close(joined.look(0, hidden), whole.look(0, hidden), atol=1e-3, rtol=1e-4)
+
+
 @given(SEEN, st.lists(st.tuples(st.integers(0, 8), st.integers(1, 3), st.integers(1, 2)), min_size=2, max_size=5))
 def test_where_it_was_before_makes_no_difference(drawn, moves):
     images, rows, index = drawn
@@ -248,7 +281,7 @@ def test_a_batch_without_images_has_no_media(rows):
     assert collate([], rows, torch.zeros(len(rows), 2).long(), PYRAMID) == {}
 
 
-def a_view(batch, attend, adapter=None):
+def a_view(batch, attend, adapter=None, before=0):
     config = AdapterConfig(
         layers=[0],
         hidden=8,
@@ -269,4 +302,4 @@ def a_view(batch, attend, adapter=None):
             adapter.blocks[0].attention_gate.fill_(0.7)
             adapter.blocks[0].ff_gate.fill_(0.7)
     media = adapter.media(batch["media_values"], batch)
-    return View(adapter, media.detach(), batch, attend, torch.float32)
+    return View(adapter, media.detach(), batch, attend, torch.float32, before=before)

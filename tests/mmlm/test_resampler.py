@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mmlm.config import AdapterConfig
-from mmlm.media import collate
+from mmlm.media import casting, collate
 from mmlm.resampler import HEAD, Resampler, views_of
 from vision.encoder import Features, prepare
 from vision.pyramid import parse_tokens
@@ -171,3 +171,16 @@ def test_an_overview_alone_has_gradients_for_all_weights():
     got.sum().backward()
     assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in made.parameters())
     assert isinstance(made.layers, nn.ModuleList) and len(made.layers) == 2
+
+
+def test_in_bf16_it_reads_as_in_fp32(resampler):
+    """Nearly; with gradients, as a decoder in 16 bits has it trained."""
+    _, media = views_of([(torch.tensor([[0, 0, 0], [9, 0, 0], [OVERVIEW + 3, 0, 0]]),)], PYRAMID.cells)
+    cells = torch.randn(3, WIDTH)
+    wanted = resampler(cells, media["media_reads"], media["media_views"])
+    with casting(cells.device, torch.bfloat16):
+        got = resampler(cells, media["media_reads"], media["media_views"])
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, wanted, atol=0.1, rtol=0.1)
+    one, other = (torch.autograd.grad(out.square().sum(), resampler.layers[0].v.weight)[0] for out in (got, wanted))
+    assert torch.nn.functional.cosine_similarity(one.flatten(), other.flatten(), dim=0) > 0.99
