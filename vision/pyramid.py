@@ -8,7 +8,7 @@ P pictures, C channels of a map; cell: one square of a grid; slot: an embedding'
 followed by the 170 of a tile.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -65,8 +65,11 @@ class Pyramid:
         """The feature maps that are pooled, each as (backbone, map): by backbone, the deepest first."""
         return tuple(sorted({level.source for level in self.overview + self.tile}, key=lambda one: (one[0], -one[1])))
 
-    def pool(self, maps: Sequence[Sequence[Tensor]]) -> tuple[Tensor, ...]:
-        """Per backbone its maps of P pictures [P, C, h, w] -> per source its cells [P, cells, C], overview first."""
+    def pool(self, maps: Sequence[Mapping[int, Tensor] | Sequence[Tensor]]) -> tuple[Tensor, ...]:
+        """Per backbone its maps of P pictures [P, C, h, w] -> per source its cells [P, cells, C], overview first.
+
+        Maps of a backbone: all of them in order, or by depth (-1: the deepest) those that are pooled.
+        """
         return tuple(
             torch.cat(
                 [
