@@ -39,7 +39,7 @@ def fitting_side(network: Any) -> int:
     """The side nearest to 512 that the network's coarsest stride or patch divides: 512, or 518 with patches of 14."""
     info = getattr(network, "feature_info", ())
     strides = info.reduction() if isinstance(info, FeatureInfo) else [stage["reduction"] for stage in info]
-    coarsest = max([*strides, *getattr(network, "patch_size", ())], default=1)  # the latter is of open_clip's ViT
+    coarsest = max(strides or getattr(network, "patch_size", (1,)))  # of open_clip's ViT; its ResNet's 32 fits
     return round(TILE / coarsest) * coarsest
 
 

@@ -60,7 +60,7 @@ def timm_networks(name: str, pretrained: bool) -> Iterator[Network]:
         made = resolve_model_input_args(source, {"img_size": TILE})
         if made != args:
             with torch.device("meta"):
-                made["img_size"] = fitting_side(timm.create_model(**made))
+                made["img_size"] = (fitting_side(timm.create_model(**made)),) * 2
             try:
                 yield pruned(described(timm.create_model(**made, pretrained=pretrained)))
             except RuntimeError as error:
