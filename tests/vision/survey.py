@@ -9,8 +9,11 @@ import torch
 
 from vision.backbone import load_backbone
 
-CANNOT = {  # family: what it says
-    "gemma4_vit": "cannot be called on meta tensors",  # counts positions in what it is shown; with weights it works
+CANNOT = {  # family: (what it says, why)
+    "gemma4_vit": (
+        "cannot be called on meta tensors",
+        "reads positions off a tensor, so has to have weights; then it is",
+    ),
 }
 SMALL = ("test_", "atto", "femto", "pico", "nano", "xxt", "xxs", "xs", "tiny", "_ti", "small", "_t", "050", "_s", "_b0")
 
@@ -86,7 +89,11 @@ def table(found):
     ]
     if len(good) < len(found):
         lines += ["", "## Not these", "", "| family | networks | such as | why |", "|---|---|---|---|"]
-        lines += [f"| `{f}` | {row.count} | `{row.network}` | {row.reason} |" for f, row in found.items() if row.reason]
+        lines += [
+            f"| `{f}` | {row.count} | `{row.network}` | {CANNOT.get(f, ('', row.reason))[1]} |"
+            for f, row in found.items()
+            if row.reason
+        ]
     return "\n".join(lines) + "\n"
 
 
