@@ -3,6 +3,7 @@
 # make test         the fast tests (ARGS="..." goes to pytest)
 # make test-slow    the slow ones;  make test-all: both
 # make families     every decoder of the installed transformers, the slow ones too; writes docs/decoders.md
+# make backbones    a network of each family of the installed timm and open_clip; writes docs/backbones.md
 # make check        format, lint, types; not the tests, which .ci/run would then run twice
 # make clean        removes what make made here, .venv too; runs/ and the cache folder stay
 
@@ -13,7 +14,7 @@ INSTALLED := .venv/.installed
 # Waiting OpenMP threads spin; where another process wants the core, that makes torch 5 to 15 times slower.
 export GOMP_SPINCOUNT = 0
 
-.PHONY: setup quickstart test test-slow test-all families check clean
+.PHONY: setup quickstart test test-slow test-all families backbones check clean
 
 setup: $(INSTALLED)
 
@@ -36,6 +37,9 @@ test-all: test test-slow
 
 families: setup
 	$(BIN)/python -m pytest tests/mmlm/test_families.py --families docs/decoders.md $(ARGS)
+
+backbones: setup
+	$(BIN)/python -m pytest tests/vision/test_families.py --backbones docs/backbones.md $(ARGS)
 
 check: setup
 	$(BIN)/ruff format --check .

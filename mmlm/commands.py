@@ -50,7 +50,12 @@ def info(parser: ArgumentParser) -> None:
         help=f"saved adapter; or a decoder: hub id, folder, or gpt4-rumour (default: {RUN} if there, else the default "
         "decoder)",
     )
-    parser.add_argument("--vision", metavar="NAME", help="backbone for a decoder: timm/NAME (default: the default one)")
+    parser.add_argument(
+        "--vision",
+        action="append",
+        metavar="NAME",
+        help="backbone for a decoder: timm/NAME or open_clip:MODEL; several, if repeated (default: the default one)",
+    )
     parser.add_argument("--tokens", metavar="NAME", help="what embeddings are made of: square, resampler, ...")
     parser.add_argument("--every", type=count, metavar="N", help="a gated block before every N-th layer")
     parser.add_argument("--start", type=int, metavar="K", help="... from layer K on (default: 0)")

@@ -115,8 +115,10 @@ def find_config(name: str, revision: str | None = None) -> PreTrainedConfig:
     return AdapterConfig.load(saved) if isinstance(found, AdapterConfig) and saved.is_file() else found
 
 
-def inspect(name: str, vision: str | None = None, **settings: Any) -> Info:
+def inspect(name: str, vision: str | list[str] | None = None, **settings: Any) -> Info:
     """The parts of a saved adapter, or those that `from_parts(name, vision, **settings)` would join.
+
+    Backbones are counted without what `load_backbone` leaves out: classifiers, text towers.
 
     ValueError for what is neither, for settings of an adapter that is there already, and for one made on built parts.
     """
@@ -130,7 +132,8 @@ def inspect(name: str, vision: str | None = None, **settings: Any) -> Info:
     else:
         decoder = empty_decoder(found)
         layers = len(find_layers(decoder))
-        config = fit_config(decoder.config, layers, decoder=name, vision=vision or zoo.VISION, **settings)
+        eyes = vision[0] if isinstance(vision, list) and len(vision) == 1 else vision or zoo.VISION
+        config = fit_config(decoder.config, layers, decoder=name, vision=eyes, **settings)
     with torch.device("meta"):
         names = [zoo.TIMM if name == zoo.VISION else name for name in config.eyes]
         backbones = [load_backbone(name, pretrained=False) for name in names]

@@ -4,43 +4,38 @@ P pictures, C channels of a map.
 """
 
 import os
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import torch
-from timm import create_model
-from timm.layers import Format
-from timm.models import resolve_model_input_args
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
+from vision.maps import fitting_side, read_maps, resize_network
+from vision.networks import Network, built_network, timm_networks
 from vision.tiles import TILE
 
 MODULE = "module/"  # begins the name of a backbone that was given built, and cannot be loaded by name
+REFUSALS = (AssertionError, RuntimeError, ValueError)  # what networks raise for pictures that they do not take
 
 
 class Backbone(nn.Module):
-    """A timm network cut open: a picture in, its feature maps out, the deepest last.
+    """A network cut open: a picture in, its feature maps out, the deepest last.
 
     Args:
-        maps: a module made by `timm.create_model(..., features_only=True)`.
+        maps: timm's or open_clip's network, whole or made by `timm.create_model(..., features_only=True)`.
         mean, std: of the pixels in 0..1, as the network was trained.
         name: what `load_backbone` would load it by again; goes into configs and cache keys.
+        side: of the pictures that the network itself takes; a tile is resized to it, so that a map covers all of it.
 
     A backbone is frozen and in eval mode, and stays so under `train()`.
     """
 
-    def __init__(self, maps: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], name: str) -> None:
+    def __init__(
+        self, maps: nn.Module, mean: Sequence[float], std: Sequence[float], name: str, side: int = TILE
+    ) -> None:
         super().__init__()
-        info: Any = getattr(maps, "feature_info", None)
-        if not callable(getattr(info, "channels", None)):  # of a whole network it is a plain list
-            raise ValueError(
-                f"the vision module {type(maps).__name__} gives no feature maps: make it with "
-                "timm.create_model(NAME, features_only=True), or name it: vision='timm/NAME'"
-            )
         self.maps = maps.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-        self.name = name
-        self.channels: list[int] = info.channels()
-        self.strides: list[int] = info.reduction()
-        self.channels_last = getattr(maps, "output_fmt", None) == Format.NHWC  # as Swin's and MambaOut's are
+        self.name, self.side = name, side
         # (x/255 - mean) / std as one multiply-add
         self.scale: Tensor
         self.shift: Tensor
@@ -48,55 +43,89 @@ class Backbone(nn.Module):
         device = next(maps.parameters()).device
         self.register_buffer("scale", scale.view(3, 1, 1).to(device), persistent=False)
         self.register_buffer("shift", shift.view(3, 1, 1).to(device), persistent=False)
+        with torch.no_grad():  # better a refusal here than at a user's first image
+            shapes = [tuple(one.shape) for one in self(torch.zeros(1, 3, TILE, TILE, dtype=torch.uint8, device=device))]
+        if any(len(shape) != 4 or shape[2] != shape[3] for shape in shapes):
+            raise ValueError(f"its maps have shapes {shapes}")
+        self.channels: list[int] = [shape[1] for shape in shapes]
 
     def train(self, mode: bool = True) -> "Backbone":
         return super().train(False)
 
-    def forward(self, pictures: Tensor) -> list[Tensor]:
-        """uint8 [P, 3, 512, 512] -> a list of [P, C, h, w], the deepest last."""
-        weight = next(self.maps.parameters())
+    def forward(self, pictures: Tensor, depths: Sequence[int] | None = None) -> list[Tensor]:
+        """uint8 [P, 3, 512, 512] -> a list of [P, C, h, w]: those of these depths (-1: the deepest), or all in order.
+
+        What comes after the deepest one that is asked for is not run, where the network allows that.
+        """
         pixels = torch.addcmul(self.shift.float(), pictures.float(), self.scale.float())
-        maps = self.maps(pixels.to(weight.dtype, memory_format=torch.channels_last))
-        return [one.movedim(-1, 1) for one in maps] if self.channels_last else maps
+        if self.side != TILE:
+            pixels = interpolate(pixels, (self.side, self.side), mode="bicubic", antialias=True)
+        pixels = pixels.to(self.dtype, memory_format=torch.channels_last)
+        if depths is None:
+            return read_maps(self.maps, pixels)
+        numbers = [len(self.channels) + depth for depth in depths]
+        in_order = sorted(set(numbers))
+        found = dict(zip(in_order, read_maps(self.maps, pixels, in_order), strict=True))
+        return [found[number] for number in numbers]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the network computes in. Tables and norms may be in another, as open_clip leaves them in fp32."""
+        layers = (module for module in self.maps.modules() if isinstance(module, nn.Conv2d | nn.Linear))
+        return next(layers).weight.dtype
 
 
 def load_backbone(vision: str | os.PathLike[str] | nn.Module, *, pretrained: bool = True) -> Backbone:
-    """Opens a backbone: "timm/NAME", "hf-hub:NAME", a folder (also as "local-dir:PATH") or a timm module.
+    """Opens a backbone: any of timm's networks, or the image tower of any of open_clip's models.
 
-    A folder is one that timm's `save_for_hf` wrote; a module is made with features_only=True.
-    A network that takes pictures of one size alone, as many ViTs do, is made for 512x512.
+    Args:
+        vision: one of
 
-    Raises ValueError for names that timm does not know, weights that cannot be had, and modules that give no feature
-    maps or refuse 512x512 pictures.
+            * "timm/NAME" or "hf-hub:NAME"; a folder that timm's `save_for_hf` wrote, also as "local-dir:PATH";
+            * "open_clip:MODEL/TAG", where TAG may be a checkpoint's path; "open_clip:hf-hub:NAME",
+              "open_clip:local-dir:PATH";
+            * a network built by timm, whole or with `features_only=True`; open_clip's CLIP, CoCa or CustomTextCLIP, of
+              which the image tower alone is kept, or that tower (`.visual`). It is taken over: frozen, and its position
+              embeddings interpolated.
+        pretrained: with its weights, or random ones; a built network has its own.
+
+    A network for pictures of one size, as a ViT, is made for 512x512: its position embeddings are interpolated. Where a
+    stride or patch does not divide 512, as DINOv2's 14, the network sees the picture resized to the nearest size that
+    fits (518), and where it takes no other size than its own (EfficientFormer, MLP-Mixer), to that: a map covers
+    exactly the picture. What comes after the last feature map of a named network is not kept, and no map has gone
+    through its final norm.
+
+    Raises ValueError for names that neither library knows, weights that cannot be had, and modules without maps.
     """
     if isinstance(vision, Backbone):
         return vision
     if isinstance(vision, nn.Module):
-        cfg = getattr(vision, "default_cfg", None) or getattr(vision, "pretrained_cfg", None) or {}
-        name = f"{MODULE}{cfg.get('architecture', type(vision).__name__)}"
-        return _tried(Backbone(vision, cfg.get("mean", (0.5,) * 3), cfg.get("std", (0.5,) * 3), name))
+        found = built_network(vision)
+        return fit([found], f"{MODULE}{found.kind}")
     name = os.fspath(vision)
-    source = f"local-dir:{name}" if os.path.isdir(name) else name.removeprefix("timm/")
-    try:
-        network = resolve_model_input_args(source, {"img_size": TILE})
-        model: Any = create_model(**network, features_only=True, pretrained=pretrained)
-    except Exception as error:  # of many kinds: names, configs and files are the user's
-        raise ValueError(
-            f"vision={name!r}: {error}; name a timm model with feature maps, as 'timm/resnet50', "
-            "or a folder with its weights, 'local-dir:PATH'"
-        ) from error
-    cfg = model.pretrained_cfg if hasattr(model, "pretrained_cfg") else model.default_cfg
-    return _tried(Backbone(model, cfg["mean"], cfg["std"], name))
+    if not name.startswith("open_clip:"):
+        return fit(timm_networks(name, pretrained), name)
+    from vision.towers import clip_network  # here, since open_clip takes a second
+
+    return fit([clip_network(name, pretrained)], name)
 
 
-@torch.no_grad()
-def _tried(backbone: Backbone) -> Backbone:
-    """The backbone, once it has seen a picture: better a refusal here than at a user's first image."""
-    try:
-        backbone(torch.zeros(1, 3, TILE, TILE, dtype=torch.uint8, device=backbone.scale.device))
-    except (AssertionError, RuntimeError, ValueError) as error:
-        raise ValueError(
-            f"vision: {backbone.name} refuses pictures of {TILE}x{TILE} ({error}); make it with img_size={TILE}, if it "
-            "has that, or take another"
-        ) from error
-    return backbone
+def fit(networks: Iterable[Network], name: str) -> Backbone:
+    """The first of the networks, as it was made for several sizes, that takes a side near 512 or, otherwise, its own.
+
+    Raises ValueError if none does.
+    """
+    refusals = []
+    for one in networks:
+        near = fitting_side(one.module)
+        for side, resized in ((near, False), (near, True), (one.side, False)):
+            try:
+                if resized:
+                    resize_network(one.module, side)
+                return Backbone(one.module, one.mean, one.std, name, side)
+            except REFUSALS as error:
+                refusals.append(error)
+    raise ValueError(
+        f"vision: {name} refuses pictures of {TILE}x{TILE} ({refusals[0]}), and of other sizes; make it with "
+        f"img_size={TILE}, if it has that, or take another"
+    ) from refusals[0]

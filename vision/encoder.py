@@ -78,6 +78,12 @@ class VisionEncoder(nn.Module):
                     f"tokens: a level is of feature map {depth}, but {several[number].name} has "
                     f"{len(several[number].channels)} maps"
                 )
+        self.depths = [[depth for which, depth in self.pyramid.sources if which == n] for n in range(len(several))]
+        if idle := [backbone.name for backbone, depths in zip(several, self.depths, strict=True) if not depths]:
+            raise ValueError(
+                f"tokens: no level is of {', '.join(idle)}: leave it out of vision=, or give it a level, "
+                "[cells on a side, feature map, backbone]"
+            )
 
     @property
     def channels(self) -> list[int]:
@@ -91,11 +97,18 @@ class VisionEncoder(nn.Module):
     def forward(self, pixels: Tensor, cells: list[Tensor] | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """uint8 [P, 3, 512, 512] and, per pooled map, cells [N, 2] (picture, cell) -> per pooled map [N, C]."""
         chunks = pixels.split(CPU_CHUNK if pixels.device.type == "cpu" else 64)
-        pooled = [self.pyramid.pool([backbone(chunk) for backbone in self.backbones]) for chunk in chunks]
+        pooled = [self.pyramid.pool(self.maps(chunk)) for chunk in chunks]
         return tuple(
             torch.cat(parts)[chosen[:, 0], chosen[:, 1]]
             for parts, chosen in zip(zip(*pooled, strict=True), cells, strict=True)
         )
+
+    def maps(self, pictures: Tensor) -> list[dict[int, Tensor]]:
+        """uint8 [P, 3, 512, 512] -> per backbone the maps that are pooled, by depth: no others are kept."""
+        return [
+            dict(zip(depths, backbone(pictures, depths), strict=True))
+            for backbone, depths in zip(self.backbones, self.depths, strict=True)
+        ]
 
     def encode(self, image: Source) -> Features:
         """One image -> its features. ImageError if it cannot be opened."""

@@ -8,7 +8,7 @@ P pictures, C channels of a map; cell: one square of a grid; slot: a cell's plac
 those of a tile: 85 and 170, each of which is an embedding, unless a resampler makes those of more.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -78,8 +78,11 @@ class Pyramid:
         """The feature maps that are pooled, each as (backbone, map): by backbone, the deepest first."""
         return tuple(sorted({level.source for level in self.overview + self.tile}, key=lambda one: (one[0], -one[1])))
 
-    def pool(self, maps: Sequence[Sequence[Tensor]]) -> tuple[Tensor, ...]:
-        """Per backbone its maps of P pictures [P, C, h, w] -> per source its cells [P, cells, C], overview first."""
+    def pool(self, maps: Sequence[Mapping[int, Tensor] | Sequence[Tensor]]) -> tuple[Tensor, ...]:
+        """Per backbone its maps of P pictures [P, C, h, w] -> per source its cells [P, cells, C], overview first.
+
+        Maps of a backbone: all of them in order, or by depth (-1: the deepest) those that are pooled.
+        """
         return tuple(
             torch.cat(
                 [
