@@ -9,7 +9,7 @@ from transformers import BatchFeature
 
 from mmlm.model import MultimodalLM
 from mmlm.prefix import Prefixes
-from mmlm.samples import Sample, asked, encode_images, media_of
+from mmlm.samples import Sample, asked, encode_images, media_of, read_images
 from vision.features import FeatureCache
 
 BATCH = 96  # at 2 of 4 experts each, 48 rows an expert: few pass the 64 that they are padded to
@@ -51,10 +51,11 @@ def predict(
         say: what the progress bar says.
     """
     keys = encode_images(cache, samples, f"{say}: images") if keys is None else keys
+    written = dict(zip(keys, read_images(model, cache, samples, f"{say}: text"), strict=True))
     if shuffled:
         keys = shuffle(keys)
     processor = model.processor
-    texts = [asked(model, sample) for sample in samples]
+    texts = [asked(model, sample, written=written[shown]) for sample, shown in zip(samples, keys, strict=True)]
     prefixes = prefixes or Prefixes(model.decoder)
     answers = [""] * len(samples)
     # like with like: media cost most, and a batch goes on until its longest answer ends
