@@ -3,13 +3,14 @@
 import random
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from tqdm import tqdm
 from transformers import BatchFeature
 
 from mmlm.model import MultimodalLM
 from mmlm.prefix import Prefixes
-from mmlm.samples import Sample, asked, encode_images, media_of
+from mmlm.samples import Sample, asked, encode_images, media_of, read_images
 from vision.features import FeatureCache
 
 BATCH = 96  # at 2 of 4 experts each, 48 rows an expert: few pass the 64 that they are padded to
@@ -26,7 +27,9 @@ def true_and_shuffled(
 ) -> tuple[list[str], list[str]]:
     """What the model says to each sample with its own images, and with another's; arguments as in `predict`."""
     prefixes = Prefixes(model.decoder)
-    ask = partial(predict, model, cache, samples, keys=keys, prefixes=prefixes, max_new_tokens=max_new_tokens)
+    written = read_images(model, cache, samples, f"{say}: text")
+    given: dict[str, Any] = {"keys": keys, "written": written, "prefixes": prefixes, "max_new_tokens": max_new_tokens}
+    ask = partial(predict, model, cache, samples, **given)
     return ask(say=say), ask(shuffled=True, say=f"{say}, images shuffled")
 
 
@@ -36,6 +39,7 @@ def predict(
     samples: Sequence[Sample],
     *,
     keys: Sequence[tuple[str, ...]] | None = None,
+    written: Sequence[tuple[str, ...]] | None = None,
     prefixes: Prefixes | None = None,
     shuffled: bool = False,
     max_new_tokens: int = 32,
@@ -45,16 +49,20 @@ def predict(
 
     Args:
         keys: of the samples' images in the cache, from `encode_images`; None: it is called here.
+        written: what is written in the samples' images, from `read_images`; None: it is called here.
         prefixes: of the model's decoder, to be shared by calls that ask the same; None: this call's own.
-        shuffled: every sample gets the images of another one: a model that looks must do worse.
+        shuffled: every sample gets the images of another one, and what is written in them: a model that looks must do
+            worse.
         max_new_tokens: of an answer, at the most.
         say: what the progress bar says.
     """
     keys = encode_images(cache, samples, f"{say}: images") if keys is None else keys
+    written = read_images(model, cache, samples, f"{say}: text") if written is None else written
+    found = dict(zip(keys, written, strict=True))
     if shuffled:
         keys = shuffle(keys)
     processor = model.processor
-    texts = [asked(model, sample) for sample in samples]
+    texts = [asked(model, sample, written=found[shown]) for sample, shown in zip(samples, keys, strict=True)]
     prefixes = prefixes or Prefixes(model.decoder)
     answers = [""] * len(samples)
     # like with like: media cost most, and a batch goes on until its longest answer ends

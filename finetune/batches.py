@@ -19,7 +19,7 @@ from mmlm.kept import Parts
 from mmlm.model import MultimodalLM
 from mmlm.prefix import Prefixes, blind
 from mmlm.processor import Marked
-from mmlm.samples import Sample, asked, encode_images, media_of
+from mmlm.samples import Sample, asked, encode_images, media_of, read_images
 from vision.features import FeatureCache
 
 AHEAD = 16  # batches
@@ -58,7 +58,8 @@ def encode(model: MultimodalLM, cache: FeatureCache, samples: Sequence[Sample], 
 
     ValueError, naming the sample, for an answer without a token.
     """
-    texts = [asked(model, sample, answered=True) for sample in samples]
+    written = read_images(model, cache, samples, f"{say}: text")
+    texts = [asked(model, sample, True, read) for sample, read in zip(samples, written, strict=True)]
     for sample, text in zip(samples, texts, strict=True):
         if not text.answer:
             raise ValueError(f"sample {sample.id!r}: nothing to learn, its answer has no token; give it one")

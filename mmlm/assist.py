@@ -5,10 +5,11 @@ transformers' own, and so is an assistant without eyes. Models are MultimodalLMs
 """
 
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from typing import Any
 
 from mmlm.media import KEYS, to_device
-from mmlm.processor import Processor, Text
+from mmlm.processor import Text
 
 MEDIA = "assistant_media"  # the key, among those of a batch, of what the assistant's eyes are to look at
 
@@ -17,9 +18,9 @@ def media_for(model: Any, assistant: Any, images: Any, prompt: Text | list[Text]
     """The images as the assistant's eyes take them, under `MEDIA`; {} if they take them as the model's do."""
     if reads_alike(model, assistant):
         return {}
-    ours, its = model.processor, assistant.processor
-    # with our words: the tokens are ours, and so is what each of them sees
-    batch = Processor(ours.tokenizer, its.pyramid, its.detail, ours.mark)(images, prompt)
+    words, eyes = copy(model.processor), assistant.processor
+    words.pyramid, words.detail = eyes.pyramid, eyes.detail
+    batch = words(images, prompt)  # the tokens are ours, and so is what each of them sees
     return {MEDIA: {key: batch[key] for key in KEYS if key in batch}}
 
 

@@ -33,6 +33,7 @@ class Chat:
         self.messages: list[Message] = []
         self.waiting = as_list(images)
         self.shown: list[Source] = []
+        self.written: list[str] = []  # in the images shown
         self.sights: dict[Any, tuple[int, View | None]] = {}  # how many images each model saw, and how
         self.cache: Any = None
         self.seen: list[tuple[int, int]] = []  # what the cache remembers: (token, the image it saw last)
@@ -40,7 +41,8 @@ class Chat:
     def __copy__(self) -> "Chat":
         """A conversation that goes on from here by itself; the cache, which each turn writes into, is not shared."""
         other = Chat(self.model, self.waiting)
-        other.messages, other.shown, other.sights = list(self.messages), list(self.shown), dict(self.sights)
+        other.messages, other.sights = list(self.messages), dict(self.sights)
+        other.shown, other.written = list(self.shown), list(self.written)
         return other
 
     @torch.no_grad()
@@ -59,7 +61,8 @@ class Chat:
         shown = self.shown + new
         said = self.model.messages(question, len(new))
         messages = self.messages + (said[-1:] if self.messages else said)
-        marked = self.model.processor.read(messages, len(shown))
+        written = self.written + [self.model.processor.describe(image) for image in new]
+        marked = self.model.processor.read(messages, len(shown), written=written)
         index = torch.tensor([marked.index])
         who = [self.model]
         if isinstance(assistant := kwargs.get("assistant_model"), type(self.model)) and assistant is not self.model:
@@ -71,7 +74,7 @@ class Chat:
             tokens = self.reply(list(zip(marked.ids, marked.index, strict=True)), kwargs)
         answer = cast(str, self.model.processor.tokenizer.decode(tokens, skip_special_tokens=True))
         answer = answer.replace(self.model.processor.mark, "").strip()  # said again, it would stand for an image
-        self.shown, self.waiting = shown, []
+        self.shown, self.written, self.waiting = shown, written, []
         self.sights |= sights
         self.messages = [*messages, {"role": "assistant", "content": answer}]
         return answer

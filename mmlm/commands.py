@@ -10,6 +10,7 @@ def caption(parser: ArgumentParser) -> None:
     """Describe images."""
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
     _add_model(parser)
+    _add_ocr(parser)
     parser.set_defaults(run=run_caption)
 
 
@@ -25,6 +26,7 @@ def ask(parser: ArgumentParser) -> None:
     parser.add_argument("image", metavar="IMAGE", help="an image file")
     parser.add_argument("question", metavar="QUESTION", help="what to ask about it")
     _add_model(parser)
+    _add_ocr(parser)
     parser.set_defaults(run=run_ask)
 
 
@@ -98,6 +100,17 @@ def _add_model(parser: ArgumentParser) -> None:
     parser.add_argument("--tokens", type=count, default=64, metavar="N", help="longest answer, in tokens (default: 64)")
 
 
+def _add_ocr(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--ocr",
+        nargs="?",
+        const="rapidocr",
+        metavar="ENGINE",
+        help="read the text in the image first; ENGINE is rapidocr, which is the default, or '' for none "
+        "(without --ocr: as the adapter was saved)",
+    )
+
+
 def count(word: str) -> int:
     """A whole number from 1 on. ArgumentTypeError for anything else."""
     if word.isdecimal() and int(word):
@@ -108,10 +121,13 @@ def count(word: str) -> int:
 def _open(args: Namespace, images: list[str]):  # type: ignore[no-untyped-def]  # its type would import torch
     """The model, after a look at the images: whoever mistyped a file's name should not wait for torch."""
     from vision.images import open_image
+    from vision.ocr import find_engine
 
     for image in images:
         open_image(image)
     check_adapter(args.model)
+    if args.ocr:
+        find_engine(args.ocr)
     from huggingface_hub.utils import logging as hub
     from transformers.utils import logging
 
@@ -120,4 +136,4 @@ def _open(args: Namespace, images: list[str]):  # type: ignore[no-untyped-def]  
 
     hub.set_verbosity_error()  # its retries: one line says that it failed
     logging.disable_progress_bar()
-    return MultimodalLM.from_pretrained(args.model).to(fast_device())
+    return MultimodalLM.from_pretrained(args.model, ocr=args.ocr).to(fast_device())

@@ -11,11 +11,13 @@ from typing import Any, get_args, get_origin
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from vision.ocr import check_name
 from vision.pyramid import Pyramid, parse_tokens
 
 FORMAT = 3
 FOUND = ("fingerprint", "weights", "hidden", "channels", "format")  # no settings: they follow from the parts, or saving
-FREE = ("detail", "system", "caption_prompt", "mark", "image_last", "data", "scores")  # of any weights
+READ = ("ocr", "ocr_tokens")
+FREE = ("detail", "system", "caption_prompt", "mark", "image_last", *READ, "data", "scores")  # of any weights
 RESAMPLER_LAYERS = 2  # unless the config says otherwise
 WRITTEN = ("architectures", "model_type", "transformers_version")  # into its file, for transformers' auto classes
 
@@ -74,6 +76,10 @@ class AdapterConfig(PreTrainedConfig):
     """What stands for an image in a prompt. It is removed before tokenization and never becomes a token."""
     image_last: bool = False
     """Where `ask` and `caption` put the image: after the question (True) or before it."""
+    ocr: str = ""
+    """What reads the text in an image, which the decoder is then told after the image's mark: "rapidocr"; "": none."""
+    ocr_tokens: int = 256
+    """Most tokens of the text that is read in one image."""
     unfreeze: list[str] = field(default_factory=list)
     """Patterns of what is trained besides the adapter, by parameter name: "vision.*", "decoder.*norm*", "*"."""
     lora: dict[str, Any] | None = None
@@ -91,7 +97,7 @@ class AdapterConfig(PreTrainedConfig):
             if not fits(value := getattr(self, name), type_):
                 kind = type_.__name__ if isinstance(type_, type) else type_
                 raise ValueError(f"{name}={value!r}: takes {kind}")
-        for name in ("hidden", "heads", "kv_heads", "head_dim", "ff_factor", "media_dim"):
+        for name in ("hidden", "heads", "kv_heads", "head_dim", "ff_factor", "media_dim", "ocr_tokens"):
             if not 0 < (number := getattr(self, name)) < inf:
                 raise ValueError(f"{name}={number}: must be above 0")
         if self.attend not in ("latest", "all"):
@@ -102,6 +108,8 @@ class AdapterConfig(PreTrainedConfig):
             raise ValueError(f"heads={self.heads} is no multiple of kv_heads={self.kv_heads}")
         if not self.mark:
             raise ValueError("mark='': takes what stands for an image in a prompt, as '<image>'")
+        if self.ocr:
+            check_name(self.ocr)
         if self.layers != sorted(set(self.layers)) or min(self.layers, default=0) < 0:
             raise ValueError(f"layers={self.layers}: must be in order, each once, from 0")
         if min(self.channels, default=1) < 1:

@@ -38,6 +38,7 @@ from mmlm.trained import choose_trained, fingerprints, train_tuned
 from vision.backbone import MODULE, Backbone, load_backbone
 from vision.encoder import VisionEncoder
 from vision.images import Source
+from vision.ocr import Engine, engine_name, find_engine
 
 Eye = str | os.PathLike[str] | nn.Module
 Eyes = Eye | Sequence[Eye]
@@ -54,7 +55,12 @@ class MultimodalLM(Pretrained):
     """
 
     def __init__(
-        self, config: AdapterConfig, decoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, vision: VisionEncoder
+        self,
+        config: AdapterConfig,
+        decoder: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        vision: VisionEncoder,
+        ocr: str | Engine | None = None,
     ) -> None:
         super().__init__(config)
         config.text_config, config.architectures = decoder.config, [type(self).__name__]
@@ -63,7 +69,8 @@ class MultimodalLM(Pretrained):
         device = home(decoder)
         self.decoder, self.vision = decoder, vision.to(device)
         self.adapter = Adapter(config).to(device)
-        self.processor = Processor(tokenizer, vision.pyramid, vision.detail, config.mark)
+        ocr = config.ocr if ocr is None else ocr
+        self.processor = Processor(tokenizer, vision.pyramid, vision.detail, config.mark, ocr, config.ocr_tokens)
         layers = find_layers(decoder)
         self.splice = Splice(decoder, layers, config.layers)
         self.trained = choose_trained(self, config)
@@ -91,6 +98,7 @@ class MultimodalLM(Pretrained):
         heads: int | None = None,
         kv_heads: int | None = None,
         revision: str | None = None,
+        ocr: str | Engine = "",
         decoder_kwargs: dict[str, Any] | None = None,
         **adapter: Any,
     ) -> "MultimodalLM":
@@ -104,6 +112,7 @@ class MultimodalLM(Pretrained):
                 spread over the last third.
             heads, kv_heads: of the cross-attention; by default the decoder's own.
             revision: of the decoder on the hub.
+            ocr: what reads the text in images, as `Processor` takes it; a callable is not saved.
             decoder_kwargs: for transformers' `from_pretrained`: dtype, device_map, quantization_config, ...
             adapter: other fields of `AdapterConfig`: attend, detail, ff_factor, media_dim, unfreeze, lora, ...
 
@@ -117,13 +126,14 @@ class MultimodalLM(Pretrained):
             "heads": heads,
             "kv_heads": kv_heads,
         }
-        config = fit_config(built.config, len(find_layers(built)), decoder=name, revision=revision, **placed, **adapter)
+        named: dict[str, Any] = {"decoder": name, "revision": revision, "ocr": engine_name(ocr)}
+        config = fit_config(built.config, len(find_layers(built)), **named, **placed, **adapter)
         backbones = _backbones(vision)
         names = [backbone.name for backbone in backbones]
         config.vision = names if len(names) > 1 else names[0]
         encoder = VisionEncoder(backbones, config.pyramid, config.detail)
         config.channels = encoder.channels
-        return cls(config, built, tokenizer, encoder)
+        return cls(config, built, tokenizer, encoder, ocr)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # the frozen parts come first
@@ -135,6 +145,7 @@ class MultimodalLM(Pretrained):
         vision: Eyes | None = None,
         config: AdapterConfig | None = None,
         revision: str | None = None,
+        ocr: str | Engine | None = None,
         decoder_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> "MultimodalLM":
@@ -145,6 +156,7 @@ class MultimodalLM(Pretrained):
             decoder, tokenizer, vision: those parts, where they are built already or have moved.
             config: the saved one with other settings, such as `detail`; that weights were made for stays.
             revision: of the adapter on the hub.
+            ocr: another one than the saved: what reads the text in images, as `Processor` takes it.
             decoder_kwargs: as in `from_parts`.
             kwargs: the same, as transformers takes them: dtype, device_map, attn_implementation, quantization_config;
                 token, cache_dir, local_files_only and force_download go for the adapter's files, too.
@@ -154,6 +166,9 @@ class MultimodalLM(Pretrained):
         kwargs = for_decoder(config, kwargs)
         saved, weights = store.load(name, revision, **store.hub_kwargs(kwargs))
         config = saved if config is None else saved.changed_to(config, str(name))
+        ocr = config.ocr if ocr is None else ocr
+        if ocr:
+            find_engine(ocr)  # before what takes its time
         decoder = config.decoder if decoder is None else decoder
         vision = config.vision if vision is None else vision
         if decoder == "" or any(isinstance(one, str) and one.startswith(MODULE) for one in _several(vision)):
@@ -166,7 +181,7 @@ class MultimodalLM(Pretrained):
         found = fingerprints(nn.ModuleDict({"decoder": built, "vision": encoder}), config.unfreeze)
         store.check_fingerprint(config, found, name)
         store.check_layers(config, len(find_layers(built)), name)
-        model = cls(config, built, tokenizer, encoder)
+        model = cls(config, built, tokenizer, encoder, ocr)
         store.fill(model.saved(), weights, name)
         model.name_or_path = config.name_or_path = str(name)
         return model.eval()

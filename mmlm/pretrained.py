@@ -21,6 +21,7 @@ from mmlm.recompute import Recompute
 from mmlm.splice import Splice
 from mmlm.trained import choose_trained, fingerprints, lora_fields, tuned
 from vision.encoder import VisionEncoder
+from vision.ocr import engine_name
 
 
 class Pretrained(PreTrainedModel, GenerationMixin):
@@ -76,6 +77,7 @@ class Pretrained(PreTrainedModel, GenerationMixin):
             )
         weights = places if state_dict is None else {name: state_dict[name] for name in places}
         self.check_frozen()
+        self.config.ocr, self.config.ocr_tokens = engine_name(self.processor.ocr), self.processor.ocr_tokens
         store.save(save_directory, self.config, weights)
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)

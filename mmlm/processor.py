@@ -1,12 +1,13 @@
 """Images and text into the batch that the model takes.
 
 `<image>` marks where an image stands. It is removed before tokenization and never becomes a token: what stays is, for
-every text token, which image is the latest one before it. R rows, T text tokens.
+every text token, which image is the latest one before it. What an OCR engine reads in an image stands as text after its
+mark. R rows, T text tokens.
 """
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from mmlm.media import KEYS, collate
 from mmlm.names import CONFIG
 from vision.encoder import Prepared, prepare
 from vision.images import Source, open_image
+from vision.ocr import Engine, Reader, describe
 from vision.pyramid import Pyramid
 
 Message = dict[str, Any]
@@ -48,8 +50,11 @@ class Processor(ProcessorMixin):
         tokenizer: the decoder's own; nothing is added to it.
         pyramid, detail: those of the vision encoder.
         mark: what stands for an image in a prompt.
+        ocr: what reads the text in images: "rapidocr", a callable as `vision.ocr.Engine` says, or "" for none.
+        ocr_tokens: most tokens of the text of one image.
 
-    Raises ValueError for a tokenizer that does not say where in the text its tokens are.
+    Raises ValueError for a tokenizer that does not say where in the text its tokens are, and for an `ocr` that there is
+    not; ImportError for one whose packages are missing.
     """
 
     def __init__(
@@ -58,6 +63,8 @@ class Processor(ProcessorMixin):
         pyramid: Pyramid | None = None,
         detail: str = "high",
         mark: str = "<image>",
+        ocr: str | Engine = "",
+        ocr_tokens: int = 256,
     ) -> None:
         super().__init__(tokenizer, chat_template=tokenizer.chat_template)
         if not tokenizer.is_fast:
@@ -66,12 +73,25 @@ class Processor(ProcessorMixin):
                 "one of the library tokenizers, or a decoder that has one"
             )
         self.pyramid, self.detail, self.mark = pyramid or Pyramid(), detail, mark
+        self.ocr, self.ocr_tokens = ocr, ocr_tokens
+
+    @property
+    def ocr(self) -> str | Engine:
+        """What reads the text in images; may be set at any time."""
+        return self.reader.engine if self.reader else ""
+
+    @ocr.setter
+    def ocr(self, engine: str | Engine) -> None:
+        self.reader = Reader(engine) if engine else None
 
     @classmethod
-    def from_pretrained(cls, name: str | os.PathLike[str], **kwargs: Any) -> "Processor":  # type: ignore[override]
+    def from_pretrained(  # type: ignore[override]
+        cls, name: str | os.PathLike[str], ocr: str | Engine | None = None, **kwargs: Any
+    ) -> "Processor":
         """The processor of a saved adapter (folder or hub id), with the tokenizer of the decoder that it names.
 
-        Where `save_pretrained` put a tokenizer into the folder, it is that one. kwargs are for the hub: revision, ...
+        Where `save_pretrained` put a tokenizer into the folder, it is that one. kwargs are for the hub: revision, ...;
+        `ocr` is another one than the saved.
         """
         config = AdapterConfig.load(store.find(name, CONFIG, **store.hub_kwargs(kwargs)))
         if Path(name, "tokenizer_config.json").is_file():
@@ -80,7 +100,8 @@ class Processor(ProcessorMixin):
             tokenizer = load_tokenizer(zoo.located(config.decoder), config.revision)
         else:
             raise ValueError(f"{name}: made on a built decoder; make Processor(tokenizer) with that one's tokenizer")
-        return cls(tokenizer, config.pyramid, config.detail, config.mark)
+        ocr = config.ocr if ocr is None else ocr
+        return cls(tokenizer, config.pyramid, config.detail, config.mark, ocr, config.ocr_tokens)
 
     def __call__(
         self,
@@ -120,7 +141,11 @@ class Processor(ProcessorMixin):
         if padding not in (True, "longest") and not (padding is False and len(texts) == 1):
             raise ValueError(f"padding={padding!r}: rows are padded to the longest, True; see pad_to_multiple_of")
         shown = images_of_rows(images, texts)
-        rows = [self.read(one, len(mine), special=add_special_tokens) for one, mine in zip(texts, shown, strict=True)]
+        written = {id(image): self.describe(image) for mine in shown for image in mine}
+        rows = [
+            self.read(one, len(mine), special=add_special_tokens, written=[written[id(image)] for image in mine])
+            for one, mine in zip(texts, shown, strict=True)
+        ]
         longest = max(len(row.ids) for row in rows)
         if truncation and max_length and longest > max_length:
             raise ValueError(
@@ -185,11 +210,39 @@ class Processor(ProcessorMixin):
         """What `save_pretrained` writes beside the tokenizer's own files; grids are the adapter's config's to say."""
         return {"processor_class": type(self).__name__, "detail": self.detail, "mark": self.mark}
 
-    def read(self, text: Text, images: int, answer: str = "", special: bool | None = None) -> Marked:
+    def describe(self, image: Source, folder: str | os.PathLike[str] | None = None) -> str:
+        """What is written in an image, as the decoder is told it; "" without `ocr`, or where nothing is written.
+
+        Words that the tokenizer takes for special tokens are spaced out: an image does not end a turn, nor begin one.
+
+        Args:
+            folder: where what was read is kept on disk.
+        """
+        if self.reader is None:
+            return ""
+        special = [str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+
+        def plain(text: str) -> str:
+            for token in special:
+                text = text.replace(token, " ".join(token))
+            return text
+
+        lines = [replace(line, text=plain(line.text)) for line in self.reader(image, folder)]
+        return describe(lines, self.ocr_tokens, lambda text: len(self.tokenizer.encode(text, add_special_tokens=False)))
+
+    def read(
+        self,
+        text: Text,
+        images: int,
+        answer: str = "",
+        special: bool | None = None,
+        written: Sequence[str] = (),
+    ) -> Marked:
         """One prompt, how many images it has, and its answer if that is known -> its tokens and what each sees.
 
         Args:
             special: as in `tokenize`; by default for what did not go through a chat template.
+            written: what `describe` gives for each image, put after its mark; () for none.
 
         ValueError if marks and images do not match, and for a mark in the answer.
         """
@@ -206,18 +259,21 @@ class Processor(ProcessorMixin):
             )
         if self.mark in answer:
             raise ValueError(f"the answer has {self.mark} in its words, where no image is: {shorten(answer)!r}")
-        return self.tokenize(whole, answer, special=not ready if special is None else special)
+        return self.tokenize(whole, answer, special=not ready if special is None else special, written=written)
 
-    def tokenize(self, prompt: str, answer: str = "", special: bool = True) -> Marked:
+    def tokenize(self, prompt: str, answer: str = "", special: bool = True, written: Sequence[str] = ()) -> Marked:
         """A prompt with marks, its answer -> their tokens, and for each the number of marks before its end, less one.
 
         Args:
             special: add the special tokens that the tokenizer puts around a text, as the one that begins it.
+            written: as in `read`.
         """
         pieces = prompt.split(self.mark)
-        asked = "".join(pieces)
-        if not asked.strip():
+        if not "".join(pieces).strip():
             raise ValueError("the prompt is empty: say what to do with the image, as in 'Describe the image.'")
+        for number, text in enumerate(written, 1):  # marks have been found: one that is written is none
+            pieces[number] = lines_of_its_own(text, "".join(pieces[:number])) + pieces[number]
+        asked = "".join(pieces)
         ends: list[int] = []
         for piece in pieces[:-1]:
             ends.append(len(piece) + (ends[-1] if ends else 0))
@@ -308,6 +364,11 @@ class Processor(ProcessorMixin):
 def is_one(text: Any) -> bool:
     """Is it one prompt (a string or a chat), not a list of them?"""
     return isinstance(text, str | dict) or (bool(text) and isinstance(text[0], dict))
+
+
+def lines_of_its_own(text: str, before: str) -> str:
+    """What is written in an image, as it stands after what was said before; "" stays ""."""
+    return "\n" * (bool(before) and not before.endswith("\n")) + text + "\n" if text else ""
 
 
 def pictures(chat: Text) -> list[Source]:

@@ -59,8 +59,23 @@ def encode_images(cache: FeatureCache, samples: Sequence[Sample], say: str) -> l
     return [tuple(keys[identity(image)] for image in sample.images) for sample in samples]
 
 
-def asked(model: MultimodalLM, sample: Sample, answered: bool = False) -> Marked:
+def read_images(model: MultimodalLM, cache: FeatureCache, samples: Sequence[Sample], say: str) -> list[tuple[str, ...]]:
+    """For each sample what is written in its images, kept beside their features; () where the model reads none."""
+    reader = model.processor.reader
+    if reader is None:
+        return [()] * len(samples)
+    distinct = {identity(image): image for sample in samples for image in sample.images}
+    folder = cache.folder.parent / "ocr"
+    found = (model.processor.describe(opened(image), folder) for image in distinct.values())
+    written = dict(zip(distinct, tqdm(found, total=len(distinct), desc=say, unit="image"), strict=True))
+    return [tuple(written[identity(image)] for image in sample.images) for sample in samples]
+
+
+def asked(model: MultimodalLM, sample: Sample, answered: bool = False, written: Sequence[str] = ()) -> Marked:
     """The chat that `model.ask` would send, as tokens; `answered`, with the sample's answer and its end after it.
+
+    Args:
+        written: what is written in the sample's images, from `read_images`.
 
     ValueError for a question or an answer that has a mark in its words: it would stand for an image that is not there.
     """
@@ -71,7 +86,7 @@ def asked(model: MultimodalLM, sample: Sample, answered: bool = False) -> Marked
                 f"sample {sample.id!r}: its {name} has {processor.mark} in its words; take it out, images go in images="
             )
     answer = sample.answer + (processor.tokenizer.eos_token or "") if answered else ""
-    return processor.read(model.messages(sample.question, images), images, answer)
+    return processor.read(model.messages(sample.question, images), images, answer, written=written)
 
 
 def media_of(cache: FeatureCache, rows: Sequence[tuple[str, ...]], index: Tensor) -> dict[str, Any]:

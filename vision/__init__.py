@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from vision.features import FeatureCache as FeatureCache
     from vision.images import ImageError as ImageError
     from vision.images import open_image as open_image
+    from vision.ocr import Line as Line
+    from vision.ocr import describe as describe
+    from vision.ocr import read_text as read_text
     from vision.pyramid import TOKENS as TOKENS
     from vision.pyramid import Level as Level
     from vision.pyramid import Pyramid as Pyramid
@@ -26,6 +29,9 @@ _HOME = {
     "FeatureCache": "features",
     "ImageError": "images",
     "open_image": "images",
+    "Line": "ocr",
+    "describe": "ocr",
+    "read_text": "ocr",
     "TOKENS": "pyramid",
     "Level": "pyramid",
     "Pyramid": "pyramid",

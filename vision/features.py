@@ -12,12 +12,11 @@ from pathlib import Path
 from uuid import uuid4
 
 import torch
-from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from vision.encoder import Features, VisionEncoder
-from vision.images import Source, open_image
+from vision.images import Source, open_image, pixels_key
 
 
 class FeatureCache:
@@ -70,11 +69,6 @@ class FeatureCache:
             os.replace(draft, path)
         finally:
             draft.unlink(missing_ok=True)
-
-
-def pixels_key(image: Image.Image) -> str:
-    """A hash of an RGB image's size and pixels."""
-    return hashlib.blake2b(repr(image.size).encode() + image.tobytes(), digest_size=16).hexdigest()
 
 
 def settings_key(encoder: VisionEncoder) -> str:

@@ -3,6 +3,7 @@
 Legend: H height, W width, in pixels.
 """
 
+import hashlib
 import io
 import math
 import os
@@ -91,6 +92,11 @@ def open_image(source: Source, *, urls: bool = False) -> Image.Image:
         case _ if hasattr(source, "read"):
             return _decode(source, name)
     raise ImageError(f"{name}: not an image; pass a path, bytes, a binary file, a PIL image or a numpy array")
+
+
+def pixels_key(image: Image.Image) -> str:
+    """A hash of an RGB image's size and pixels."""
+    return hashlib.blake2b(repr(image.size).encode() + image.tobytes(), digest_size=16).hexdigest()
 
 
 def _name(source: Any) -> str:

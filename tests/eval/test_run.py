@@ -1,5 +1,7 @@
 """The run over a data set: every sample its own answer, in order, whatever the batching; shuffled, another's image."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -51,6 +53,17 @@ def test_a_model_that_looks_says_something_else_to_shuffled_images(model, cache,
     shuffled = predict(model, cache, samples, shuffled=True, max_new_tokens=6)
     assert sum(one != other for one, other in zip(true, shuffled, strict=True)) > len(samples) / 2
     assert shuffled == predict(model, cache, samples, shuffled=True, max_new_tokens=6)
+
+
+def test_what_is_written_in_images_is_shuffled_with_them(model, cache, samples):
+    """Else a decoder that reads would score with the images of others."""
+    model.processor.ocr = lambda picture: [(str(picture.getpixel((0, 0))), (0, 0, *picture.size))]
+    keys = encode_images(cache, samples, "")
+    images = {shown: sample.images for shown, sample in zip(keys, samples, strict=True)}
+    others = [replace(sample, images=images[shown]) for sample, shown in zip(samples, shuffle(keys), strict=True)]
+    wanted = one_by_one(model, samples), one_by_one(model, others)
+    assert true_and_shuffled(model, cache, samples, keys, max_new_tokens=6) == wanted
+    assert predict(model, cache, samples, shuffled=True, max_new_tokens=6) == wanted[1]
 
 
 def test_both_ways_of_asking_open_no_image_again(model, cache, samples, monkeypatch):

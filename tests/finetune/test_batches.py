@@ -14,6 +14,7 @@ from finetune.batches import IGNORED, Batches, Encoded, Mixture, batch_of, encod
 from finetune.config import BatchConfig
 from mmlm.processor import Marked
 from mmlm.samples import asked
+from vision.ocr import ENGINES
 
 
 @pytest.fixture
@@ -101,6 +102,27 @@ def test_learnt_is_the_answer_and_its_end(tiny_model, cache, make_samples):
         )
         prompt = tokenizer.decode(entry.text.ids[: -entry.text.answer])
         assert prompt == asked.replace(tiny_model.processor.mark, "")
+
+
+def test_what_is_written_in_an_image_is_learnt_from_and_kept(tiny_model, cache, make_samples, monkeypatch):
+    """Beside the features: a second run reads nothing again."""
+    count = []
+
+    def engine(picture):
+        count.append(picture.size)
+        return [(f"sheet {picture.getpixel((0, 0))}", (0, 0, *picture.size))]
+
+    monkeypatch.setitem(ENGINES, "rapidocr", engine)
+    samples = make_samples(5, 2)
+    for _ in range(2):
+        tiny_model.processor.ocr = "rapidocr"
+        for sample, entry in zip(samples, encode(tiny_model, cache, samples, ""), strict=True):
+            batch = tiny_model.processor(list(sample.images), tiny_model.messages(sample.question))
+            assert entry.text.ids[: -entry.text.answer] == batch["input_ids"][0].tolist()
+            assert entry.text.index[: -entry.text.answer] == batch["media_index"][0].tolist()
+            assert "sheet (" in tiny_model.processor.tokenizer.decode(entry.text.ids)
+    assert len(count) == len({entry.images for entry in encode(tiny_model, cache, samples, "")})
+    assert len(list((cache.folder.parent / "ocr").rglob("*.json"))) == len(count)
 
 
 def test_learnt_is_counted_where_it_stands(tiny_model, make_samples):

@@ -40,7 +40,7 @@ def run(tmp_path, make_model, tiny_decoder, tokenizer, open_gates, monkeypatch):
     opened = MultimodalLM.from_pretrained.__func__
     backbone = copy.deepcopy(model.vision.backbones[0])
     monkeypatch.setattr(
-        MultimodalLM, "from_pretrained", classmethod(lambda cls, name: opened(cls, name, vision=backbone))
+        MultimodalLM, "from_pretrained", classmethod(lambda cls, name, **how: opened(cls, name, vision=backbone, **how))
     )
     return "run"
 
@@ -77,7 +77,7 @@ def test_caption_prints_a_line_for_each_image(run, cat, picture, capsys):
 def test_the_model_is_moved_to_the_gpu_if_there_is_one(run, monkeypatch):
     """The meta device stands for it."""
     monkeypatch.setattr("mmlm.decoder.fast_device", lambda: torch.device("meta"))
-    assert commands._open(Namespace(model=run), []).device.type == "meta"
+    assert commands._open(Namespace(model=run, ocr=None), []).device.type == "meta"
 
 
 def bad_images(folder, picture):
@@ -201,6 +201,7 @@ def test_ctrl_c_while_answering(run, cat, capsys, monkeypatch):
     [
         (["ask", "no.png", "why?"], "no.png: no such file; check the path"),
         (["ask", "cat.png", "why?", "--model", "runs/quikstart"], "runs/quikstart: no such folder, and the hub "),
+        (["caption", "cat.png", "--model", "runs", "--ocr", "eyes"], "ocr='eyes': takes 'rapidocr', '' for none"),
     ],
 )
 def test_a_mistyped_name_is_told_before_torch_is_loaded(words, message, cat, tmp_path):

@@ -153,6 +153,16 @@ def test_pipeline_says_what_ask_says(run, picture, tmp_path):
     assert whole["generated_text"][-1]["role"] == "assistant"
 
 
+def test_pipeline_tells_what_is_written(run, picture):
+    pipe = pipeline("image-text-to-text", model=str(run))
+    plain = pipe.model.ask(picture(1), "What is it?", **GREEDY)
+    for processor in (pipe.processor, pipe.model.processor):
+        processor.ocr = lambda image: [("a word", (0, 0, *image.size))]
+    want = pipe.model.ask(picture(1), "What is it?", **GREEDY)
+    [said] = pipe(text=chat_about(picture(1)), return_full_text=False, generate_kwargs=GREEDY)
+    assert said["generated_text"].strip() == want != plain
+
+
 def test_chat_templates_are_those_of_the_decoder(model, picture):
     chats = [chat_about(picture(1)), [{"role": "user", "content": "Hello"}]]
     text = model.processor.apply_chat_template(chats[0], add_generation_prompt=True)

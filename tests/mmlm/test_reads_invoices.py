@@ -1,0 +1,45 @@
+"""The claim of the OCR prepass: with it, `mmlm ask` reads the total of an invoice; without it, it cannot."""
+
+import re
+from functools import cache
+
+import pytest
+from documents import invoice
+
+from mmlm import cli
+from mmlm.model import MultimodalLM
+
+COUNT = 24
+AMOUNT = re.compile(r"\d[\d,]*\.\d\d")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The embedded default decoder with eyes that were never trained."""
+    folder = tmp_path_factory.mktemp("run")
+    MultimodalLM.from_parts().save_pretrained(folder)
+    return str(folder)
+
+
+def right(run, folder, capsys, *options):
+    """How many totals the command line's answer names, as the first amount in it."""
+    found = 0
+    for seed in range(COUNT):
+        image, total = invoice(seed)
+        image.save(folder / "invoice.png")
+        words = ["ask", str(folder / "invoice.png"), "What is the total?", "--model", run, "--tokens", "24", *options]
+        assert cli.main(words) == 0
+        answer = capsys.readouterr().out
+        found += AMOUNT.findall(answer)[:1] == [total]
+        print(f"{seed} {total}: {answer.strip()!r}")
+    return found
+
+
+@pytest.mark.slow
+def test_with_the_prepass_totals_are_read_and_without_they_are_not(run, tmp_path, capsys, monkeypatch):
+    opened = cache(MultimodalLM.from_pretrained)
+    monkeypatch.setattr(MultimodalLM, "from_pretrained", opened)  # once for each, not for each invoice
+    for name in cli.ENVIRONMENT:
+        monkeypatch.setenv(name, cli.ENVIRONMENT[name])
+    assert right(run, tmp_path, capsys, "--ocr", "rapidocr") >= 0.8 * COUNT
+    assert right(run, tmp_path, capsys) <= 0.05 * COUNT
