@@ -1,7 +1,6 @@
 """Token configurations compared on the Zener test: the same pictures, steps and seed for each.
 
-`probe` asks the embeddings themselves, in minutes; `tune` trains an adapter of the default decoder for each and asks
-that. Both give a report whose `tokens` has the scores by configuration.
+`probe` asks the embeddings themselves, in minutes; `tune` trains an adapter of a decoder for each and asks that. Both give a report whose `tokens` has the scores by configuration.
 """
 
 import json
@@ -70,7 +69,7 @@ def probe(config: ZenerConfig) -> dict[str, Any]:
 
 
 def tune(config: ZenerConfig, folder: Path, *, overwrite: bool = False) -> dict[str, Any]:
-    """Trains an adapter of the default decoder for each token configuration, and scores it.
+    """Trains an adapter of the decoder for each token configuration, and scores it.
 
     Each has a folder of its own in `folder`, with all that a run has. What is finished there is not done again, what
     was stopped goes on from its last checkpoint, unless it is to be overwritten. ValueError if settings are others.
@@ -97,7 +96,8 @@ def tune_one(config: ZenerConfig, name: str, backbone: Backbone, run: Path) -> d
     ks, resumed = sizes(config.k), (run / CHECKPOINT).exists()
     torch.manual_seed(config.seed)
     model = MultimodalLM.from_parts(
-        vision=backbone,
+        config.decoder,
+        backbone,
         tokens=name,
         start=config.tune.blocks_from,
         every=1,

@@ -118,7 +118,8 @@ def train_probe(
 ) -> tuple[Probe, float]:
     """A probe trained on the pictures, and the seconds it took. What is drawn follows from the seed alone.
 
-    Every picture of a batch weighs the same, however many of its cards are asked for. FloatingPointError for a loss that is none.
+    Every picture of a batch weighs the same, however many of its cards are asked for. FloatingPointError for a loss
+    that is not finite.
     """
     started = time.perf_counter()
     with torch.random.fork_rng(devices=[]):

@@ -28,10 +28,10 @@ class ProbeConfig:
 
 @dataclass
 class TuneConfig:
-    """An adapter on the default decoder."""
+    """An adapter on a decoder."""
 
     blocks_from: int = within("[0, inf)", 27)
-    """The first decoder layer, of 30, that has a gated block in front; those after it have one each."""
+    """The first decoder layer (of the default one's 30) that has a gated block in front; those after it have one each."""
     cards: int = within("[1, inf)", 200)
     """Cards of a step, about: its pictures are all of one k, at most `train.batch.images`, and few where k is large."""
     favor: float = within("[0, inf)", 1.0)
@@ -51,6 +51,8 @@ class ZenerConfig:
     """Names of `vision.TOKENS`: each is given the same budget."""
     vision: str = "mmlm/efficientnet-lite0"
     """The frozen backbone, as `from_parts` takes it."""
+    decoder: str = "mmlm/smollm2-135m-moe-4x2"
+    """The frozen decoder of what is tuned, as `from_parts` takes it."""
     k: str = "1-13"
     """Cards on a side, trained and scored: "1-13", "5" or "1-3,7,13"."""
     cards: int = within("[1, inf)", 200)
