@@ -1,6 +1,7 @@
 """Token configurations compared on the Zener test: the same pictures, steps and seed for each.
 
-`probe` asks the embeddings themselves, in minutes; `tune` trains an adapter of a decoder for each and asks that. Both give a report whose `tokens` has the scores by configuration.
+`probe` asks the embeddings themselves, in minutes; `tune` trains an adapter of a decoder for each and asks that. Both
+give a report whose `tokens` has the scores by configuration.
 """
 
 import json

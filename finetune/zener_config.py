@@ -31,7 +31,7 @@ class TuneConfig:
     """An adapter on a decoder."""
 
     blocks_from: int = within("[0, inf)", 27)
-    """The first decoder layer (of the default one's 30) that has a gated block in front; those after it have one each."""
+    """The first decoder layer (of the default one's 30) that has a gated block in front; so have those after it."""
     cards: int = within("[1, inf)", 200)
     """Cards of a step, about: its pictures are all of one k, at most `train.batch.images`, and few where k is large."""
     favor: float = within("[0, inf)", 1.0)

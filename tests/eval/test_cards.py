@@ -104,7 +104,7 @@ def test_every_cell_shows_its_own_color(k):
 
 
 def test_symbols_are_told_apart_by_their_shapes():
-    """Of ten pictures of each, the nearest by its blurred outline, among those of other seeds, is of the same symbol."""
+    """Of ten pictures of each, the nearest by its blurred outline is most often of the same symbol."""
     outlines, names = [], []
     for number in range(200):
         deck = Cards(1, number)

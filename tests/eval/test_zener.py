@@ -1,4 +1,4 @@
-"""The Zener test: shares that are right by hand, no points without a look, and the command from a saved run to a plot."""
+"""The Zener test: shares as by hand, no points without a look, and the command from a saved run to a plot."""
 
 import copy
 import json
@@ -54,7 +54,7 @@ def test_right_is_all_and_nothing_is_none(k):
         lambda deck: Cards(13, 0, "one for all").answer,
         lambda deck: "red star " * deck.k**2,
         lambda deck: " ".join(f"{color} {symbol}" for color, symbol in FULL) * 20,
-        lambda deck: "\n".join(" ".join(random.Random(deck.number).choices("red blue star circle".split(), k=40))),
+        lambda deck: "\n".join(" ".join(random.Random(deck.number).choices(["red", "blue", "star", "circle"], k=40))),
     ],
     ids=["another grid", "one grid for all", "one card", "every card", "letters"],
 )
@@ -131,7 +131,7 @@ def parsed(*words):
 
 @pytest.fixture
 def run(tmp_path, model, tokenizer, monkeypatch):
-    """A saved run on a saved decoder; its backbone is the one of the tests. Features are kept in a folder of its own."""
+    """A saved run on a saved decoder; its backbone is the one of the tests, its features have a folder of their own."""
     monkeypatch.setenv("MMLM_HOME", str(tmp_path / "home"))
     model.decoder.save_pretrained(tmp_path / "decoder")
     tokenizer.save_pretrained(tmp_path / "decoder")

@@ -85,7 +85,7 @@ def test_a_rate_that_is_too_high_is_told(caches, shown):
     known, _ = shown
     config, cache = caches["pyramid"]
     hot = ProbeConfig(steps=6, batch=4, width=64, heads=2, optim=OptimConfig(lr=1e30, warmup=0))
-    with pytest.raises(FloatingPointError, match="lower --probe.optim.lr"):
+    with pytest.raises(FloatingPointError, match=r"lower --probe\.optim\.lr"):
         train_probe(config, cache, known, hot, 0, "hot")
 
 
