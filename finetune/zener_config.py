@@ -34,7 +34,7 @@ class TuneConfig:
     """The first decoder layer (of the default one's 30) that has a gated block in front; so have those after it."""
     cards: int = within("[1, inf)", 200)
     """Cards of a step, about: its pictures are all of one k, at most `train.batch.images`, and few where k is large."""
-    favor: float = within("[0, inf)", 1.0)
+    favor: float = within("[0, inf)", 0.5)
     """The curriculum: k has a share of the steps in proportion to k to the power of -favor."""
     repeats: int = within("[1, inf)", 3)
     """How often each picture is shown, about; what the lower layers make of its text is computed once."""
