@@ -44,9 +44,7 @@ def plot_zener(curves: Mapping[str, Mapping[str, Any]], picture: Path, part: str
     if part == "both":
         axes.plot(list(GPT_4O), list(GPT_4O.values()), "k*", markersize=10, label="GPT-4o (Looney 2024)")
         axes.plot([13], [line[-1]], "k*", markersize=10)
-    axes.set(
-        xlabel="k (k x k cards in a picture of 512x512)", ylabel="cards right", ylim=(-0.02, 1.02), xlim=(0.5, 13.5)
-    )
+    axes.set(xlabel="k (k x k cards)", ylabel="cards right", ylim=(-0.02, 1.02), xlim=(0.5, 13.5))
     axes.set_xticks(range(1, 14))
     axes.legend(fontsize=8)
     figure.savefig(picture, dpi=110)

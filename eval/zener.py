@@ -28,9 +28,12 @@ Read = Sequence[Card | None]
 
 
 def decks(k: int, cards: int, limit: int = 0, seed: int | str = 0, size: int = 512) -> list[Cards]:
-    """Pictures of k x k cards: so many that they have `cards` cards, at least 4, and at most `limit` (0: no limit)."""
+    """Pictures of k x k cards: so many that they have `cards` cards, at least 4, and at most `limit` (0: no limit).
+
+    There are two at least, since one cannot be shuffled.
+    """
     wanted = max(FEWEST, math.ceil(cards / k**2))
-    return [Cards(k, number, seed, size) for number in range(min(wanted, limit or wanted))]
+    return [Cards(k, number, seed, size) for number in range(max(2, min(wanted, limit or wanted)))]
 
 
 def sample_of(deck: Cards) -> Sample:

@@ -83,7 +83,8 @@ def test_the_interval_is_wilsons():
 
 
 @pytest.mark.parametrize(
-    ("k", "cards", "limit", "pictures"), [(1, 200, 0, 200), (7, 200, 0, 5), (13, 200, 0, 4), (1, 200, 8, 8)]
+    ("k", "cards", "limit", "pictures"),
+    [(1, 200, 0, 200), (7, 200, 0, 5), (13, 200, 0, 4), (1, 200, 8, 8), (5, 1, 1, 2)],
 )
 def test_each_k_has_about_as_many_cards(k, cards, limit, pictures):
     its = decks(k, cards, limit)
