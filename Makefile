@@ -4,6 +4,8 @@
 # make test-slow    the slow ones;  make test-all: both
 # make families     every decoder of the installed transformers, the slow ones too; writes docs/decoders.md
 # make backbones    a network of each family of the installed timm and open_clip; writes docs/backbones.md
+# make zener        token configurations compared, by a probe and by tuning the default decoder; writes docs/zener.md
+# make zener-probe  the probe alone, in minutes (ARGS="..." goes to `python -m finetune.zener`)
 # make check        format, lint, types; not the tests, which .ci/run would then run twice
 # make clean        removes what make made here, .venv too; runs/ and the cache folder stay
 
@@ -14,7 +16,7 @@ INSTALLED := .venv/.installed
 # Waiting OpenMP threads spin; where another process wants the core, that makes torch 5 to 15 times slower.
 export GOMP_SPINCOUNT = 0
 
-.PHONY: setup quickstart test test-slow test-all families backbones check clean
+.PHONY: setup quickstart test test-slow test-all families backbones zener zener-probe check clean
 
 setup: $(INSTALLED)
 
@@ -40,6 +42,12 @@ families: setup
 
 backbones: setup
 	$(BIN)/python -m pytest tests/vision/test_families.py --backbones docs/backbones.md $(ARGS)
+
+zener: zener-probe
+	$(BIN)/python -m finetune.zener tune configs/zener.yaml --page docs/zener.md $(ARGS)
+
+zener-probe: setup
+	$(BIN)/python -m finetune.zener probe configs/zener.yaml --page docs/zener.md $(ARGS)
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -1,8 +1,9 @@
 """A run's folder: what its files are called, and whether a run may start, go on or start over there."""
 
 from pathlib import Path
+from typing import Any
 
-from finetune.config import NAME, QuickstartConfig, write
+from finetune.config import NAME, write
 from mmlm.names import WEIGHTS
 
 CHECKPOINT, METRICS = "checkpoint.pt", "metrics.jsonl"
@@ -31,7 +32,7 @@ def has_run(folder: Path) -> bool:
     return any((folder / name).exists() for name in RUN)
 
 
-def start_folder(config: QuickstartConfig, folder: Path) -> None:
+def start_folder(config: Any, folder: Path) -> None:
     """Makes the run's folder, removes what another run made, and writes the config."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in (*RUN, *SHOWN):

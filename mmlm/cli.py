@@ -56,10 +56,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     debug = take_flag(words, "--debug")
+    return guarded(lambda: dispatch(words), debug)
+
+
+def guarded(run: Callable[[], int], debug: bool = False) -> int:
+    """Runs a command and returns its exit status; what `plain` explains becomes one line on stderr."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
-        status = dispatch(words)
+        status = run()
         sys.stdout.flush()
         return status
     except BrokenPipeError:

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 COMMAND_LINE = """\
 mmlm ask IMAGE QUESTION --model --tokens
 mmlm caption IMAGE... --model --tokens
+mmlm eval zener MODEL --k --cards --limit --seed --size --out
 mmlm info [MODEL] --vision --tokens --every --start --kv-heads
 mmlm quickstart --run --resume --overwrite \
 --vqa_images --redrawn --vqa_test --redrawn_test --shapes_test --scenes --scenes_test \
@@ -103,12 +104,19 @@ def line_of(action):
     return {"+": f"{name}...", "*": f"[{name}...]", "?": f"[{name}]", argparse.REMAINDER: "..."}.get(action.nargs, name)
 
 
+def lines_of(name, parser):
+    """A verb's line, or one for each of the verbs that it has itself."""
+    actions = parser._actions[1:]  # without -h
+    if actions and isinstance(actions[0], argparse._SubParsersAction):
+        return [line for inner, its in actions[0].choices.items() for line in lines_of(f"{name} {inner}", its)]
+    return [" ".join([name, *map(line_of, actions)])]
+
+
 def test_command_line_is_frozen():
     lines = []
     for name, entry in cli.find_verbs().items():
         if entry.dist.name == cli.DISTRIBUTION:
-            actions = cli.verb_parser(entry)._actions[1:]  # without -h
-            lines.append(" ".join(["mmlm", name, *map(line_of, actions)]))
+            lines += lines_of(f"mmlm {name}", cli.verb_parser(entry))
     assert "\n".join(lines) + "\n" == COMMAND_LINE
 
 
@@ -122,7 +130,7 @@ def test_help_lists_the_verbs_without_torch():
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, text=True, capture_output=True)
     assert (done.returncode, done.stderr) == (0, "")
-    for verb in ("ask", "caption", "info", "quickstart", "upcycle"):
+    for verb in ("ask", "caption", "eval", "info", "quickstart", "upcycle"):
         assert f"\n  {verb} " in done.stdout
     assert "broken" not in done.stdout
 

@@ -1,0 +1,51 @@
+"""Pictures of scores."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmlm.zoo import EXTRA
+
+GPT_4O = {5: 25 / 25, 7: 38 / 49}
+"""Share of cards that GPT-4o named rightly, by k: Looney 2024, one grid of each. At 13 it was at chance."""
+
+
+def check_matplotlib() -> None:
+    """ImportError, with the mend, if matplotlib is missing."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ImportError(f"matplotlib {EXTRA}") from error
+    matplotlib.use("Agg")
+
+
+def plot_zener(curves: Mapping[str, Mapping[str, Any]], picture: Path, part: str = "both") -> None:
+    """Accuracy by k as a PNG, with the chance line and what GPT-4o was found to reach.
+
+    Args:
+        curves: by name, what `score` gives by k.
+        part: what is to be right of a card: "both", "symbol" or "color".
+    """
+    check_matplotlib()
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7.5, 4.2), layout="constrained")
+    for number, (name, by_k) in enumerate(curves.items()):
+        ks = [int(k) for k in by_k]
+        scores = [its[part] for its in by_k.values()]
+        color = f"C{number}"
+        axes.plot(ks, [its["accuracy"] for its in scores], "o-", color=color, markersize=3.5, label=name)
+        axes.fill_between(
+            ks, [its["low"] for its in scores], [its["high"] for its in scores], color=color, alpha=0.15, linewidth=0
+        )
+        axes.plot(ks, [its["shuffled"] for its in scores], ":", color=color, linewidth=1)
+    line = [max(its[part]["uniform"], its[part]["constant"]) for its in by_k.values()]
+    axes.plot(ks, line, "--", color="0.4", linewidth=1, label="chance (dotted: images shuffled)")
+    if part == "both":
+        axes.plot(list(GPT_4O), list(GPT_4O.values()), "k*", markersize=10, label="GPT-4o (Looney 2024)")
+        axes.plot([13], [line[-1]], "k*", markersize=10)
+    axes.set(xlabel="k (k x k cards)", ylabel="cards right", ylim=(-0.02, 1.02), xlim=(0.5, 13.5))
+    axes.set_xticks(range(1, 14))
+    axes.legend(fontsize=8)
+    figure.savefig(picture, dpi=110)
+    pyplot.close(figure)

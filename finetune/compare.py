@@ -1,0 +1,236 @@
+"""Token configurations compared on the Zener test: the same pictures, steps and seed for each.
+
+`probe` asks the embeddings themselves, in minutes; `tune` trains an adapter of a decoder for each and asks that. Both
+give a report whose `tokens` has the scores by configuration.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from eval.cards import Cards
+from eval.commands import sizes
+from eval.run import shuffle
+from eval.zener import REPORT, decks, sample_of, score, write, zener
+from finetune.batches import Batches, Encoded, Mixture
+from finetune.config import check_resumable
+from finetune.folder import CHECKPOINT, LOSS, METRICS, has_run, start_folder
+from finetune.loop import check_alone, train
+from finetune.plots import plot_loss
+from finetune.probe import Shown, tell, train_probe
+from finetune.zener_config import ProbeConfig, TuneConfig, ZenerConfig
+from mmlm import zoo
+from mmlm.config import AdapterConfig
+from mmlm.model import MultimodalLM
+from mmlm.samples import WORKERS, asked
+from vision.backbone import Backbone, load_backbone
+from vision.encoder import VisionEncoder
+from vision.features import FeatureCache
+
+TRAIN, TEST = "train", "test"  # what the seeds of pictures begin with
+DATA = ["Zener cards"]  # for the model card
+
+
+def probe(config: ZenerConfig) -> dict[str, Any]:
+    """Trains a probe on the embeddings of each token configuration, and scores it on other pictures."""
+    ks, backbone = sizes(config.k), load_eyes(config.vision)
+    settings = {name: probe_config(name, backbone, config.probe) for name in config.tokens}
+    caches = {name: cache_of(its, backbone) for name, its in settings.items()}
+    known = [Cards(k, number, f"{TRAIN} {config.seed}") for k in ks for number in range(config.probe.pictures)]
+    tests = {k: decks(k, config.cards, seed=f"{TEST} {config.seed}") for k in ks}
+    started = time.perf_counter()
+    keys = encode_decks(caches.values(), backbone, [*known, *(deck for its in tests.values() for deck in its)])
+    encoded = time.perf_counter() - started
+    results = {}
+    for name, cache in caches.items():
+        shown = [Shown(deck, keys[deck]) for deck in known]
+        trained, seconds = train_probe(settings[name], cache, shown, config.probe, config.seed, name)
+        scores = {}
+        for k, its in tests.items():
+            own = [(keys[deck],) for deck in its]
+            said, other = (
+                tell(trained, cache, [Shown(deck, key) for deck, (key,) in zip(its, each, strict=True)])
+                for each in (own, shuffle(own))
+            )
+            scores[str(k)] = score(its, said, other)
+        parameters = sum(parameter.numel() for parameter in trained.parameters())
+        results[name] = {"parameters": parameters, "seconds": {"train": round(seconds, 1)}, "k": scores}
+    return {"config": asdict(config), "seconds": {"encode": round(encoded, 1)}, "tokens": results}
+
+
+def tune(config: ZenerConfig, folder: Path, *, overwrite: bool = False) -> dict[str, Any]:
+    """Trains an adapter of the decoder for each token configuration, and scores it.
+
+    Each has a folder of its own in `folder`, with all that a run has. What is finished there is not done again, what
+    was stopped goes on from its last checkpoint, unless it is to be overwritten. ValueError if settings are others.
+    """
+    check_alone()
+    for name in config.tokens:
+        run, own = folder / name, replace(config, tokens=[name], probe=ProbeConfig())
+        if has_run(run) and not overwrite:
+            check_resumable(own, run)
+        else:
+            start_folder(own, run)
+            (run / REPORT).unlink(missing_ok=True)
+    backbone, results = load_eyes(config.vision), {}
+    for name in config.tokens:
+        run = folder / name
+        if not (run / REPORT).exists():
+            write(tune_one(config, name, backbone, run), run)
+        results[name] = json.loads((run / REPORT).read_text(encoding="utf-8"))
+    return {"config": asdict(config), "tokens": results}
+
+
+def tune_one(config: ZenerConfig, name: str, backbone: Backbone, run: Path) -> dict[str, Any]:
+    """One configuration, trained in the folder `run` and scored: what its zener.json holds."""
+    ks, resumed = sizes(config.k), (run / CHECKPOINT).exists()
+    torch.manual_seed(config.seed)
+    model = MultimodalLM.from_parts(
+        config.decoder,
+        backbone,
+        tokens=name,
+        start=config.tune.blocks_from,
+        every=1,
+        ff_factor=3.0,
+        system="",
+        image_last=True,
+        data=DATA,
+    )
+    cache = FeatureCache(model.vision, zoo.home() / "features")
+    lessons = curriculum(ks, config.tune)
+    known = {
+        k: [Cards(k, number, f"{TRAIN} {config.seed}") for number in range(its.pictures)] for k, its in lessons.items()
+    }
+    started = time.perf_counter()
+    keys = encode_decks([cache], backbone, [deck for its in known.values() for deck in its])
+    encoded = time.perf_counter()
+    parts = [
+        Batches(
+            model,
+            cache,
+            [encoded_of(model, deck, keys[deck]) for deck in known[k]],
+            replace(config.tune.train.batch, images=its.images),
+            config.seed,
+        )
+        for k, its in lessons.items()
+    ]
+    train(model, Mixture(parts, [its.share for its in lessons.values()]), config.tune.train, run)
+    model.save_pretrained(run)
+    plot_loss(run / METRICS, run / LOSS)
+    trained = time.perf_counter()
+    report = zener(model, cache, ks, cards=config.cards, seed=f"{TEST} {config.seed}")
+    spent = {"encode": encoded - started, "train": trained - encoded, "eval": report["seconds"]}
+    return report | {
+        "model": str(run),
+        "tokens": name,
+        "parameters": model.num_parameters(only_trainable=True),
+        "lessons": {str(k): asdict(its) for k, its in lessons.items()},
+        "seconds": {what: round(seconds, 1) for what, seconds in spent.items()},
+        "resumed": resumed,
+    }
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What is trained of one k."""
+
+    pictures: int
+    """Different ones."""
+    images: int
+    """Of them in a batch."""
+    share: float
+    """Of the batches."""
+
+
+def curriculum(ks: Sequence[int], settings: TuneConfig) -> dict[int, Lesson]:
+    """What is trained of each k: k has a share of the steps in proportion to k to the power of -favor.
+
+    Grids of all sizes come by turns from the first step to the last. A batch has about `cards` cards whatever the k, so
+    that it costs about the same; small grids, from which color and symbol are learnt, come more often than large ones,
+    which teach places.
+    """
+    weights = {k: k**-settings.favor for k in ks}
+    lessons = {}
+    for k, weight in weights.items():
+        share = weight / sum(weights.values())
+        images = min(settings.train.batch.images, max(1, round(settings.cards / k**2)))
+        pictures = max(images, ceil(settings.train.steps * share * images / settings.repeats))
+        lessons[k] = Lesson(pictures, images, share)
+    return lessons
+
+
+def encoded_of(model: MultimodalLM, deck: Cards, key: str) -> Encoded:
+    """A picture of cards, its features in the cache, ready to be batched."""
+    return Encoded(deck.question, deck.answer, (key,), asked(model, sample_of(deck), answered=True))
+
+
+def load_eyes(vision: str) -> Backbone:
+    """The frozen backbone that all configurations share."""
+    return zoo.load_default_backbone() if vision == zoo.VISION else load_backbone(vision)
+
+
+def probe_config(tokens: str, backbone: Backbone, settings: ProbeConfig) -> AdapterConfig:
+    """Of the adapter that a probe is made of."""
+    its = AdapterConfig(
+        vision=backbone.name,
+        tokens=tokens,
+        layers=list(range(settings.blocks)),
+        hidden=settings.width,
+        heads=settings.heads,
+        kv_heads=settings.heads,
+        head_dim=settings.width // settings.heads,
+        media_dim=settings.width,
+    )
+    its.channels = VisionEncoder(backbone, its.pyramid, its.detail).channels
+    return its
+
+
+def cache_of(config: AdapterConfig, backbone: Backbone) -> FeatureCache:
+    """Where features of a configuration's eyes are kept."""
+    return FeatureCache(VisionEncoder(backbone, config.pyramid, config.detail), zoo.home() / "features")
+
+
+def encode_decks(caches: Iterable[FeatureCache], backbone: Backbone, decks: Sequence[Cards]) -> dict[Cards, str]:
+    """Keys of the pictures in caches whose encoders share the backbone; it sees each picture once for all of them."""
+    into = list(caches)
+
+    def add(deck: Cards) -> str:
+        picture = deck()
+        return [cache.add(picture) for cache in into][-1]
+
+    pool = ThreadPoolExecutor(WORKERS)
+    try:
+        with seen_once(backbone):
+            added = tqdm(pool.map(add, decks), total=len(decks), desc="drawing and encoding", unit="picture")
+            return dict(zip(decks, added, strict=True))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def seen_once(backbone: Backbone) -> Iterator[None]:
+    """Within it, in each thread, pictures that the backbone saw last are not computed again."""
+    last, own = threading.local(), backbone.forward
+
+    def forward(pictures: Tensor) -> list[Tensor]:
+        if not torch.equal(getattr(last, "pictures", torch.empty(0)), pictures):
+            last.pictures, last.maps = pictures, own(pictures)
+        maps: list[Tensor] = last.maps
+        return maps
+
+    backbone.forward = forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del backbone.forward
