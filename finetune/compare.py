@@ -223,11 +223,11 @@ def seen_once(backbone: Backbone) -> Iterator[None]:
     """Within it, in each thread, pictures that the backbone saw last are not computed again."""
     last, own = threading.local(), backbone.forward
 
-    def forward(pictures: Tensor) -> list[Tensor]:
+    def forward(pictures: Tensor, depths: Sequence[int] | None = None) -> list[Tensor]:
         if not torch.equal(getattr(last, "pictures", torch.empty(0)), pictures):
             last.pictures, last.maps = pictures, own(pictures)
         maps: list[Tensor] = last.maps
-        return maps
+        return maps if depths is None else [maps[depth] for depth in depths]
 
     backbone.forward = forward  # type: ignore[method-assign]
     try:
