@@ -1,4 +1,4 @@
-# make setup        .venv with everything in it; all other targets see to it themselves
+# make setup        .venv with everything in it; all other targets see to what they need themselves
 # make quickstart   fetch, fine-tune, evaluate, show (ARGS="..." goes to `mmlm quickstart`)
 # make test         the fast tests (ARGS="..." goes to pytest)
 # make test-slow    the slow ones;  make test-all: both
@@ -11,22 +11,25 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-INSTALLED := .venv/.installed
+USER := .venv/.quickstart# what the quickstart needs
+DEV := .venv/.dev# and what the tests need: torchao makes each start of transformers a second slower
 
 # Waiting OpenMP threads spin; where another process wants the core, that makes torch 5 to 15 times slower.
 export GOMP_SPINCOUNT = 0
 
 .PHONY: setup quickstart test test-slow test-all families backbones zener zener-probe check clean
 
-setup: $(INSTALLED)
+setup: $(DEV)
 
-$(INSTALLED): pyproject.toml
+$(USER): EXTRAS := quickstart
+$(DEV): EXTRAS := quickstart,dev
+$(USER) $(DEV): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mmlm needs Python 3.11 or newer and $(PYTHON) is %d.%d; name a newer one: make setup PYTHON=python3.12" % sys.version_info[:2])'
 	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -e ".[quickstart,dev]"
+	$(BIN)/python -m pip install --disable-pip-version-check -e ".[$(EXTRAS)]"
 	touch $@
 
-quickstart: setup
+quickstart: $(USER)
 	$(BIN)/mmlm quickstart $(ARGS)
 
 test: setup
