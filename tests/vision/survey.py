@@ -12,7 +12,7 @@ from vision.backbone import load_backbone
 CANNOT = {  # family: (what it says, why)
     "gemma4_vit": (
         "cannot be called on meta tensors",
-        "reads positions off a tensor, so has to have weights; then it is",
+        "reads positions off a tensor: with weights it can be, without them it cannot be built",
     ),
 }
 SMALL = ("test_", "atto", "femto", "pico", "nano", "xxt", "xxs", "xs", "tiny", "_ti", "small", "_t", "050", "_s", "_b0")
@@ -78,7 +78,8 @@ def table(found):
         "",
         f"{len(good)} of {len(found)} families, {sum(row.count for row in good.values())} networks. Maps are told from "
         "the shallowest to the deepest, as channels @ cells on a side; `map=-1` is the last. A network whose picture "
-        "is not 512 sees every tile resized to that.",
+        "is not 512 sees every tile resized to that; so does an MLP-Mixer with weights, which are for its own size "
+        "alone.",
         "",
         "| family | networks | such as | parameters | picture | maps |",
         "|---|---|---|---|---|---|",
