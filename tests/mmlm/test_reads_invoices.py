@@ -41,5 +41,5 @@ def test_with_the_prepass_totals_are_read_and_without_they_are_not(run, tmp_path
     monkeypatch.setattr(MultimodalLM, "from_pretrained", opened)  # once for each, not for each invoice
     for name in cli.ENVIRONMENT:
         monkeypatch.setenv(name, cli.ENVIRONMENT[name])
-    assert right(run, tmp_path, capsys, "--ocr", "rapidocr") >= 0.8 * COUNT
+    assert right(run, tmp_path, capsys, "--ocr", "rapidocr") >= 0.75 * COUNT
     assert right(run, tmp_path, capsys) <= 0.05 * COUNT
