@@ -164,6 +164,7 @@ def test_probes_are_compared(settings, tmp_path, capsys):
             assert picture.format == "PNG"
 
 
+@pytest.mark.slow
 def test_decoders_are_compared_and_what_is_done_is_not_done_again(settings, tmp_path, capsys):
     run = tmp_path / "run"
     assert zener.main(words("tune", settings)) == 0
