@@ -96,6 +96,11 @@ class VisionEncoder(nn.Module):
     def device(self) -> torch.device:
         return self.backbones[0].scale.device
 
+    @property
+    def alone(self) -> bool:
+        """Do threads encode image by image, rather than one thread their pictures in batches?"""
+        return self.device.type == "cpu"
+
     def forward(self, pixels: Tensor, cells: list[Tensor] | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """uint8 [P, 3, 512, 512] and, per pooled map, cells [N, 2] (picture, cell) -> per pooled map [N, C]."""
         chunks = pixels.split(CPU_CHUNK if pixels.device.type == "cpu" else BATCH)
@@ -140,7 +145,7 @@ class VisionEncoder(nn.Module):
 
         Both are called by one thread or another.
         """
-        alone = self.device.type == "cpu"
+        alone = self.alone
 
         def begin(image: Lazy) -> tuple[Result | ImageError | None, Prepared | None]:
             try:

@@ -42,7 +42,7 @@ URL_BYTES = 64 * 1024 * 1024
 """Most bytes read from a URL."""
 
 MAX_SCANS = 100
-"""Most scans of a progressive JPEG, which has some 10. A scan of a few bytes can walk over all pixels: 0.1 s at most."""
+"""Most scans of a progressive JPEG, which has some 10. One of a few bytes can walk over all pixels: 0.1 s at most."""
 
 MARGIN = 1.5
 """How much larger than wanted a JPEG is decoded, at the least: what libjpeg leaves out on the way is not seen then."""
@@ -304,7 +304,7 @@ def _turned(image: Image.Image, size: tuple[int, int]) -> tuple[int, int]:
 
 
 def _flat(image: Image.Image, key: Any, name: str) -> Image.Image:
-    """The pixels on white, in RGB, maybe the given image; `key`: the transparent colour, a palette's alphas, or None."""
+    """The pixels on white, in RGB, maybe the given image; `key`: transparent colour, palette's alphas, or None."""
     if image.mode == "RGB" and not image.has_transparency_data:
         return image
     rows = max(1, BAND // image.width)

@@ -20,7 +20,7 @@ import time
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vision.images import ImageError, open_image
+from vision.images import ImageError, open_image, open_reduced
 
 SECONDS = 20.0
 BYTES = 3 * 1024**3
@@ -362,76 +362,78 @@ def outcome(data: bytes) -> str:
     """What came of a file: a name to count by. Raises what open_image must not."""
     try:
         image = open_image(data)
+        reduced, full = open_reduced(data, lambda width, height: (width // 3 + 1, height // 3 + 1))
     except ImageError as error:
         cause = error.__cause__
         if isinstance(cause, MemoryError):
             raise cause from None
         return f"refused ({type(cause).__name__})"
-    assert image.mode == "RGB"
+    assert image.mode == reduced.mode == "RGB" and image.size == full
     return "opened"
 
 
-def child(first: int) -> None:
+def child(first: int, last: int) -> None:
     """Opens mutant after mutant, saying which, and what came of it; of a number below 0, the bombs."""
     resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
     warnings.simplefilter("ignore")
-    kinds, seed, made = files(), first, list(bombs().items())
-    while True:
+    kinds, made = files(), list(bombs().items())
+    for seed in range(first, last):
         name, data = (made[seed][0], made[seed][1]()) if seed < 0 else mutant(kinds, seed)
-        print(seed, flush=True)
         spent = time.process_time()
         resource.setrlimit(resource.RLIMIT_CPU, (int(spent + SECONDS), resource.RLIM_INFINITY))
+        print(seed, flush=True)
         try:
             said = outcome(data)
         except BaseException as error:
             said = f"FAILED {type(error).__name__}: {error}".replace("\n", " ")
+        resource.setrlimit(resource.RLIMIT_CPU, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         print(f"{time.process_time() - spent:.2f} {name.partition('-')[0]}: {said}", flush=True)
-        seed += 1
+
+
+def watched(first: int, last: int, end: float) -> Iterator[tuple[int, float, str]]:
+    """(seed, seconds, what came of it) of mutants, until the clock is at `end`; after a crash another child goes on."""
+    while first < last and time.monotonic() < end:
+        run = [sys.executable, __file__, "--child", "--first", str(first), "--last", str(last)]
+        with subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0) as process:
+            lines = process.stdout
+            assert lines is not None
+            while time.monotonic() < end and (line := lines.readline()):
+                first = int(line) + 1
+                if not select.select([lines], [], [], 10 * SECONDS)[0]:
+                    yield first - 1, 10 * SECONDS, "FAILED hangs"
+                    break
+                took, _, said = lines.readline().decode().strip().partition(" ")
+                if not said:
+                    yield first - 1, 0, f"FAILED crashed, {process.wait()}; {-signal.SIGXCPU}: took {SECONDS} s"
+                    break
+                yield first - 1, float(took), said
+            process.kill()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=15)
     parser.add_argument("--first", type=int, default=-len(bombs()), help="seed; below 0: bombs")
+    parser.add_argument("--last", type=int, default=1 << 62, help="seed")
     parser.add_argument("--folder", type=Path, default=Path("mutants"), help="for what failed")
-    parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.child is not None:
-        return child(args.child)
-    end, seed, counts = time.monotonic() + 60 * args.minutes, args.first, Counter[str]()
-    slowest: list[tuple[float, int, str]] = []
-    while time.monotonic() < end:
-        run = [sys.executable, __file__, "--child", str(seed)]
-        with subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-            lines = process.stdout
-            assert lines is not None
-            failed = ""
-            while time.monotonic() < end and not failed:
-                line = lines.readline().decode().strip()
-                if not line:
-                    failed = f"crashed ({process.wait()})"
-                    break
-                seed = int(line)
-                if not select.select([lines], [], [], 10 * SECONDS)[0]:
-                    failed = "hangs"
-                    break
-                took, _, said = lines.readline().decode().strip().partition(" ")
-                if not said:
-                    failed = f"crashed ({process.wait()}; {-signal.SIGXCPU}: more than {SECONDS} s)"
-                    break
-                slowest = sorted([*slowest, (float(took), seed, said)])[-12:]
-                counts[said] += 1
-                failed = said if "FAILED" in said else ""
-            process.kill()
-        if failed:
+    if args.child:
+        return child(args.first, args.last)
+    counts, slowest, failed = Counter[str](), list[tuple[float, int, str]](), 0
+    for seed, took, said in watched(args.first, args.last, time.monotonic() + 60 * args.minutes):
+        counts[said] += 1
+        slowest = sorted([*slowest, (took, seed, said)])[-5:]
+        if "FAILED" in said:
             name, data = list(bombs().items())[seed] if seed < 0 else mutant(files(), seed)
             args.folder.mkdir(exist_ok=True)
             (args.folder / f"{seed}-{name}").write_bytes(data() if callable(data) else data)
-            print(f"{seed} {name}: {failed}", flush=True)
-            seed += 1
+            print(f"{seed} {name}: {said}", flush=True)
+            failed += 1
     for said, count in sorted(counts.items()):
         print(f"{count:8} {said}")
-    print(f"{sum(counts.values())} files; the slowest, in seconds: {slowest}")
+    print(f"{sum(counts.values())} files, {failed} failed; the slowest, in seconds: {slowest}")
+    sys.exit(failed > 0)
 
 
 if __name__ == "__main__":
