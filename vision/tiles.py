@@ -120,11 +120,12 @@ def cut_tiles(
         raise ValueError(f"an image of mode {image.mode!r} cannot be cut; open it with vision.images.open_image")
     full = full or image.size
     plan = plan_tiles(*full, detail)
-    whole = _resized(torch.from_numpy(np.array(image)), view_size(*full, detail))
+    whole = _resized(torch.from_dlpack(np.asarray(image)), view_size(*full, detail))
     overview = _resized(whole, _overview(*full))
     views = [overview]
     views += [whole[top:bottom, left:right] for left, top, right, bottom in plan.boxes if plan.pictures > 1]
-    pixels = torch.tensor(fill, dtype=torch.uint8).repeat(len(views), TILE, TILE).view(len(views), TILE, TILE, 3)
+    row = torch.tensor(fill, dtype=torch.uint8).repeat(TILE)
+    pixels = row.expand(len(views), TILE, -1).contiguous().view(len(views), TILE, TILE, 3)
     for picture, view in zip(pixels, views, strict=True):
         picture[: view.shape[0], : view.shape[1]] = view
     extents = tuple((view.shape[1], view.shape[0]) for view in views)
