@@ -121,7 +121,7 @@ class VisionEncoder(nn.Module):
         offsets = [torch.tensor([first, 0]) for first in firsts]
         by_map = list(zip(*(one.cells for one in ready), strict=True))
         cells = [torch.cat([its + to for its, to in zip(mine, offsets, strict=True)]) for mine in by_map]
-        pixels = torch.cat([one.pixels for one in ready])
+        pixels = ready[0].pixels if len(ready) == 1 else torch.cat([one.pixels for one in ready])
         values = self(pixels.to(self.device), [its.to(self.device) for its in cells])
         parts = [all_.split([len(its) for its in mine]) for all_, mine in zip(values, by_map, strict=True)]
         return [Features(its, one.places) for its, one in zip(zip(*parts, strict=True), ready, strict=True)]

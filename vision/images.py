@@ -44,7 +44,7 @@ URL_BYTES = 64 * 1024 * 1024
 MAX_SCANS = 100
 """Most scans of a progressive JPEG, which has some 10. One of a few bytes can walk over all pixels: 0.1 s at most."""
 
-MARGIN = 1.5
+MARGIN = 1.55
 """How much larger than wanted a JPEG is decoded, at the least: what libjpeg leaves out on the way is not seen then."""
 
 BAND = 1 << 22

@@ -120,7 +120,7 @@ def cut_tiles(
         raise ValueError(f"an image of mode {image.mode!r} cannot be cut; open it with vision.images.open_image")
     full = full or image.size
     plan = plan_tiles(*full, detail)
-    whole = _resized(torch.from_dlpack(np.asarray(image)), view_size(*full, detail))
+    whole = _resized(torch.from_dlpack(np.asarray(image)), view_size(*full, detail), full)
     overview = _resized(whole, _overview(*full))
     views = [overview]
     views += [whole[top:bottom, left:right] for left, top, right, bottom in plan.boxes if plan.pictures > 1]
@@ -152,10 +152,21 @@ def _overview(width: int, height: int) -> tuple[int, int]:
     return _scaled(width, height, Fraction(TILE, max(width, height)))
 
 
-def _resized(pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """uint8 [H, W, 3] -> [height, width, 3]: bicubic, antialiased; within 1 of what Pillow gives, 4 times as fast."""
+def _resized(pixels: torch.Tensor, size: tuple[int, int], full: tuple[int, int] | None = None) -> torch.Tensor:
+    """uint8 [H, W, 3] -> [height, width, 3]: bicubic, antialiased, within 2 of what Pillow gives, 4 times as fast.
+
+    `full` is the (width, height) of the image that the pixels are a smaller form of.
+    """
     width, height = size
     if pixels.shape[:2] == (height, width):
         return pixels
+    columns, rows = map(_filled, full or pixels.shape[1::-1], pixels.shape[1::-1])
+    scales = height / rows * (1 + 1e-9), width / columns * (1 + 1e-9)  # H and W times these are rounded down
     planes = pixels[None].permute(0, 3, 1, 2)  # channels last: what torch has a fast path for
-    return interpolate(planes, (height, width), mode="bicubic", antialias=True)[0].permute(1, 2, 0)
+    return interpolate(planes, scale_factor=scales, mode="bicubic", antialias=True)[0].permute(1, 2, 0)
+
+
+def _filled(full: int, side: int) -> float:
+    """How many of `side` pixels are filled by what had `full`: half the last one, where 101 were decoded to 51."""
+    part = full / max(1, round(full / side))
+    return part if math.ceil(part) == side else side

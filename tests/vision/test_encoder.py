@@ -11,7 +11,7 @@ from PIL import Image
 
 from vision.ahead import cores
 from vision.backbone import load_backbone
-from vision.encoder import BATCH, Features, VisionEncoder, prepare
+from vision.encoder import Features, VisionEncoder, prepare
 from vision.images import ImageError
 from vision.pyramid import Level, Pyramid
 
@@ -198,7 +198,8 @@ def test_pictures_of_many_images_share_full_batches(tiny_vision, picture, monkey
 
 
 @pytest.mark.parametrize("kind", [VisionEncoder, Batched])
-def test_no_more_images_are_begun_than_some_for_each_thread(kind, tiny_vision, picture):
+def test_no_more_images_are_begun_than_some_for_each_thread(kind, tiny_vision, picture, monkeypatch):
+    monkeypatch.setattr("vision.encoder.BATCH", 6)
     begun = []
 
     def images():
@@ -209,7 +210,7 @@ def test_no_more_images_are_begun_than_some_for_each_thread(kind, tiny_vision, p
     threads = torch.get_num_threads() if kind is VisionEncoder else cores()
     stream = kind(tiny_vision).encode_all(images())
     next(stream)
-    assert len(begun) <= max(3 * threads, 2 * BATCH)
+    assert len(begun) <= 3 * threads + 6
     stream.close()
     assert len(begun) < 1000
 
