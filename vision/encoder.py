@@ -167,7 +167,7 @@ class VisionEncoder(nn.Module):
         for one in ahead(begin, images, alone=alone):
             group.append(one)
             pictures += 0 if one[1] is None else len(one[1].pixels)
-            if alone or pictures >= BATCH:
+            if not 0 < pictures < BATCH or alone:
                 yield from end(group)
                 group, pictures = [], 0
         yield from end(group)

@@ -17,8 +17,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from vision.encoder import Features, Prepared, VisionEncoder
-from vision.images import ImageError, Lazy
+from vision.encoder import Features, Prepared, VisionEncoder, prepare
+from vision.images import ImageError, Lazy, opened
 
 
 class FeatureCache:
@@ -39,10 +39,8 @@ class FeatureCache:
 
         ImageError if it cannot be opened.
         """
-        (key,) = self.add_all([image])
-        if isinstance(key, ImageError):
-            raise key
-        return key
+        ready = prepare(opened(image), self.encoder.pyramid, self.encoder.detail)
+        return self._known(ready) or self._write(ready, self.encoder.encode_ready([ready])[0])
 
     def add_all(self, images: Iterable[Lazy]) -> Iterator[str | ImageError]:
         """As `add`, of many images at once: their keys in order, as they are done, an error in the place of a key."""
