@@ -8,7 +8,6 @@ import json
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from math import ceil
@@ -33,7 +32,8 @@ from finetune.zener_config import ProbeConfig, TuneConfig, ZenerConfig
 from mmlm import zoo
 from mmlm.config import AdapterConfig
 from mmlm.model import MultimodalLM
-from mmlm.samples import WORKERS, asked
+from mmlm.samples import asked
+from vision.ahead import ahead
 from vision.backbone import Backbone, load_backbone
 from vision.encoder import VisionEncoder
 from vision.features import FeatureCache
@@ -209,13 +209,9 @@ def encode_decks(caches: Iterable[FeatureCache], backbone: Backbone, decks: Sequ
         picture = deck()
         return [cache.add(picture) for cache in into][-1]
 
-    pool = ThreadPoolExecutor(WORKERS)
-    try:
-        with seen_once(backbone):
-            added = tqdm(pool.map(add, decks), total=len(decks), desc="drawing and encoding", unit="picture")
-            return dict(zip(decks, added, strict=True))
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with seen_once(backbone):
+        added = ahead(add, decks, alone=into[0].encoder.alone)
+        return dict(zip(decks, tqdm(added, total=len(decks), desc="drawing and encoding", unit="picture"), strict=True))
 
 
 @contextmanager

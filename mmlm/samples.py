@@ -1,9 +1,8 @@
 """One question about images and its right answer: what every data set is read into."""
 
-from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 from tqdm import tqdm
@@ -12,11 +11,10 @@ from mmlm.media import collate
 from mmlm.model import MultimodalLM
 from mmlm.processor import Marked
 from vision.features import FeatureCache
-from vision.images import Source
+from vision.images import ImageError, Lazy
+from vision.images import opened as opened  # of a sample
 
-WORKERS = 2  # one opens and tiles while the other's picture is in the backbone, and 2 cores are busy
-
-Image = Source | Callable[[], Source]
+Image = Lazy
 
 
 @dataclass(frozen=True)
@@ -37,26 +35,23 @@ class Sample:
     """Group in reports: "yes/no", "shape", ..."""
 
 
-def opened(image: Image) -> Source:
-    """The image, made if it is a function."""
-    return image() if callable(image) else image
-
-
 def identity(image: Image) -> Hashable:
     """What tells an image from others, without opening it: itself, or for arrays and PIL images their place."""
     return image if isinstance(image, Hashable) else id(image)
 
 
 def encode_images(cache: FeatureCache, samples: Sequence[Sample], say: str) -> list[tuple[str, ...]]:
-    """For each sample the keys of its images in the cache; what is not there is encoded, with a progress bar."""
+    """For each sample the keys of its images in the cache; what is not there is encoded, with a progress bar.
+
+    ImageError, once all others are in the cache, for images that cannot be opened: how many, and the first of them.
+    """
     distinct = {identity(image): image for sample in samples for image in sample.images}
-    pool = ThreadPoolExecutor(WORKERS)
-    try:
-        added = pool.map(lambda image: cache.add(opened(image)), distinct.values())
-        keys = dict(zip(distinct, tqdm(added, total=len(distinct), desc=say, unit="image"), strict=True))
-    finally:
-        pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C too
-    return [tuple(keys[identity(image)] for image in sample.images) for sample in samples]
+    added = tqdm(cache.add_all(distinct.values()), total=len(distinct), desc=say, unit="image")
+    keys = dict(zip(distinct, added, strict=True))
+    broken = [error for error in keys.values() if isinstance(error, ImageError)]
+    if broken:
+        raise ImageError(f"{len(broken)} of {len(keys)} images cannot be opened: {broken[0]}") from broken[0]
+    return [tuple(cast(str, keys[identity(image)]) for image in sample.images) for sample in samples]
 
 
 def read_images(model: MultimodalLM, cache: FeatureCache, samples: Sequence[Sample], say: str) -> list[tuple[str, ...]]:

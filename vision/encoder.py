@@ -3,19 +3,25 @@
 P pictures, N cells of one feature map, C its channels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import cast
+from functools import partial
+from itertools import accumulate
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from vision.ahead import ahead
 from vision.backbone import Backbone
-from vision.images import Source, open_image
+from vision.images import ImageError, Lazy, Source, open_reduced, opened
 from vision.pyramid import CELL, PICTURE, REAL, SLOT, Pyramid, layout
-from vision.tiles import cut_tiles
+from vision.tiles import TILE, cut_tiles, plan_tiles, view_size
 
 CPU_CHUNK = 1  # pictures at a time on a CPU: four do not fit its caches, and took 1.5 times as long each
+BATCH = 64  # pictures at a time elsewhere
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +54,8 @@ class Prepared:
 
 def prepare(image: Source, pyramid: Pyramid, detail: str) -> Prepared:
     """Opens and tiles one image. ImageError if it cannot be opened."""
-    pictures = cut_tiles(open_image(image), detail)
+    view, full = open_reduced(image, partial(view_size, detail=detail))
+    pictures = cut_tiles(view, detail, full=full)
     rows = [table[table[:, REAL] == 1] for table in layout(pyramid, pictures.plan, pictures.extents)]
     cells = tuple(table[:, [PICTURE, CELL]] for table in rows)
     return Prepared(pictures.pixels, cells, tuple(table[:, SLOT:REAL] for table in rows))
@@ -70,6 +77,7 @@ class VisionEncoder(nn.Module):
         several = [backbones] if isinstance(backbones, Backbone) else list(backbones)
         self.backbones = cast("Sequence[Backbone]", nn.ModuleList(several))
         self.pyramid, self.detail = pyramid or Pyramid(), detail
+        plan_tiles(TILE, TILE, detail)  # refuses one that is unknown
         for number, depth in self.pyramid.sources:
             if number >= len(several):
                 raise ValueError(f"tokens: a level is of backbone {number}, but there are {len(several)}, from 0")
@@ -94,9 +102,14 @@ class VisionEncoder(nn.Module):
     def device(self) -> torch.device:
         return self.backbones[0].scale.device
 
+    @property
+    def alone(self) -> bool:
+        """Do threads encode image by image, rather than one thread their pictures in batches?"""
+        return self.device.type == "cpu"
+
     def forward(self, pixels: Tensor, cells: list[Tensor] | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """uint8 [P, 3, 512, 512] and, per pooled map, cells [N, 2] (picture, cell) -> per pooled map [N, C]."""
-        chunks = pixels.split(CPU_CHUNK if pixels.device.type == "cpu" else 64)
+        chunks = pixels.split(CPU_CHUNK if pixels.device.type == "cpu" else BATCH)
         pooled = [self.pyramid.pool(self.maps(chunk)) for chunk in chunks]
         return tuple(
             torch.cat(parts)[chosen[:, 0], chosen[:, 1]]
@@ -112,6 +125,62 @@ class VisionEncoder(nn.Module):
 
     def encode(self, image: Source) -> Features:
         """One image -> its features. ImageError if it cannot be opened."""
-        ready = prepare(image, self.pyramid, self.detail)
-        cells = [cells.to(self.device) for cells in ready.cells]
-        return Features(self(ready.pixels.to(self.device), cells), ready.places)
+        return self.encode_ready([prepare(image, self.pyramid, self.detail)])[0]
+
+    @torch.no_grad()
+    def encode_ready(self, ready: Sequence[Prepared]) -> list[Features]:
+        """Prepared images -> the features of each; their pictures share the passes of the backbone."""
+        firsts = accumulate((len(one.pixels) for one in ready[:-1]), initial=0)
+        offsets = [torch.tensor([first, 0]) for first in firsts]
+        by_map = list(zip(*(one.cells for one in ready), strict=True))
+        cells = [torch.cat([its + to for its, to in zip(mine, offsets, strict=True)]) for mine in by_map]
+        pixels = ready[0].pixels if len(ready) == 1 else torch.cat([one.pixels for one in ready])
+        values = self(pixels.to(self.device), [its.to(self.device) for its in cells])
+        parts = [all_.split([len(its) for its in mine]) for all_, mine in zip(values, by_map, strict=True)]
+        return [Features(its, one.places) for its, one in zip(zip(*parts, strict=True), ready, strict=True)]
+
+    def encode_all(self, images: Iterable[Lazy]) -> Iterator[Features | ImageError]:
+        """Images -> the features of each, in order, as they are done; for one that cannot be opened its error.
+
+        Some images ahead, threads open and tile them while the backbone works. On a CPU each of torch's threads takes
+        an image of its own and goes all the way with it; elsewhere `BATCH` pictures make a pass, of whichever images.
+        No more is held than a few images a thread and the pictures of one pass.
+        """
+        return self.through(images, known=lambda ready: None, done=lambda ready, features: features)
+
+    def through(
+        self,
+        images: Iterable[Lazy],
+        known: Callable[[Prepared], Result | None],
+        done: Callable[[Prepared, Features], Result],
+    ) -> Iterator[Result | ImageError]:
+        """As `encode_all`, with what is `known` of a prepared image, or if that is None what is `done` of its features.
+
+        Both are called by one thread or another.
+        """
+        alone = self.alone
+
+        def begin(image: Lazy) -> tuple[Result | ImageError | None, Prepared | None]:
+            try:
+                ready = prepare(opened(image), self.pyramid, self.detail)
+            except ImageError as error:
+                return error, None
+            result = known(ready)
+            if result is None and alone:
+                result = done(ready, self.encode_ready([ready])[0])
+            return result, ready if result is None else None
+
+        def end(group: list[tuple[Result | ImageError | None, Prepared | None]]) -> Iterator[Result | ImageError]:
+            waiting = [ready for _, ready in group if ready is not None]
+            features = iter(self.encode_ready(waiting) if waiting else ())
+            for result, ready in group:
+                yield done(ready, next(features)) if ready is not None else cast("Result | ImageError", result)
+
+        group, pictures = [], 0
+        for one in ahead(begin, images, alone=alone):
+            group.append(one)
+            pictures += 0 if one[1] is None else len(one[1].pixels)
+            if not 0 < pictures < BATCH or alone:
+                yield from end(group)
+                group, pictures = [], 0
+        yield from end(group)

@@ -1,12 +1,14 @@
 """The feature cache: what a frozen encoder gives for an image is computed once and kept on disk.
 
-One safetensors file an image, named by a hash of its pixels, in a folder named by a hash of the vision settings and
-weights. Files are written under a temporary name and renamed, so a kill or a second writer leaves whole files only.
+One safetensors file an image, named by a hash of its pictures as the backbone is shown them, in a folder named by a
+hash of the vision settings and weights: whatever changes on the way there changes the name. Files are written under a
+temporary name and renamed, so a kill or a second writer leaves whole files only.
 """
 
 import hashlib
 import json
 import os
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from uuid import uuid4
@@ -15,8 +17,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from vision.encoder import Features, VisionEncoder
-from vision.images import Source, open_image, pixels_key
+from vision.encoder import Features, Prepared, VisionEncoder, prepare
+from vision.images import ImageError, Lazy, opened
 
 
 class FeatureCache:
@@ -32,13 +34,17 @@ class FeatureCache:
         self.folder = Path(folder) / settings_key(encoder)
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def add(self, image: Source) -> str:
-        """Makes sure that the image's features are on disk, and returns the key to `load` them by."""
-        picture = open_image(image)
-        key = pixels_key(picture)
-        if not self._path(key).exists():
-            self._write(key, self.encoder.encode(picture))
-        return key
+    def add(self, image: Lazy) -> str:
+        """Makes sure that the image's features are on disk, and returns the key to `load` them by.
+
+        ImageError if it cannot be opened.
+        """
+        ready = prepare(opened(image), self.encoder.pyramid, self.encoder.detail)
+        return self._known(ready) or self._write(ready, self.encoder.encode_ready([ready])[0])
+
+    def add_all(self, images: Iterable[Lazy]) -> Iterator[str | ImageError]:
+        """As `add`, of many images at once: their keys in order, as they are done, an error in the place of a key."""
+        return self.encoder.through(images, self._known, self._write)
 
     def load(self, key: str) -> Features:
         """The features of an image `add`ed before. ValueError if the file is damaged (it is then removed)."""
@@ -58,7 +64,12 @@ class FeatureCache:
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.safetensors"
 
-    def _write(self, key: str, features: Features) -> None:
+    def _known(self, ready: Prepared) -> str | None:
+        key = pictures_key(ready)
+        return key if self._path(key).exists() else None
+
+    def _write(self, ready: Prepared, features: Features) -> str:
+        key = pictures_key(ready)
         path = self._path(key)
         path.parent.mkdir(exist_ok=True)
         tensors = {f"values{i}": value.cpu().contiguous() for i, value in enumerate(features.values)}
@@ -69,6 +80,16 @@ class FeatureCache:
             os.replace(draft, path)
         finally:
             draft.unlink(missing_ok=True)
+        return key
+
+
+def pictures_key(ready: Prepared) -> str:
+    """A hash of all that the backbone is shown of an image, and of what becomes an embedding, and where."""
+    digest = hashlib.sha256()
+    for tensor in (ready.pixels.permute(0, 2, 3, 1), *ready.cells, *ready.places):
+        digest.update(f"{tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().numpy().data)
+    return digest.hexdigest()[:32]
 
 
 def settings_key(encoder: VisionEncoder) -> str:

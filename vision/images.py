@@ -19,10 +19,19 @@ from urllib.error import HTTPError
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 Source: TypeAlias = (
     str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | np.ndarray[Any, np.dtype[Any]]
 )
+
+Lazy: TypeAlias = Source | Callable[[], Source]
+"""An image, or a function that makes it when it is needed, called by one thread or another."""
+
+Sizing: TypeAlias = Callable[[int, int], tuple[int, int]]
+"""From a width and a height to others."""
+
+Opened: TypeAlias = tuple[Image.Image, tuple[int, int]]
 
 MAX_PIXELS = 178_956_970
 """Most pixels (H*W) an image may have: half a GiB as RGB. Checked on the header, whatever Pillow's own globals say."""
@@ -33,8 +42,18 @@ URL_SECONDS = 20.0
 URL_BYTES = 64 * 1024 * 1024
 """Most bytes read from a URL."""
 
+MAX_SCANS = 100
+"""Most scans of a progressive JPEG, which has some 10. One of a few bytes can walk over all pixels: 0.1 s at most."""
+
+MARGIN = 1.55
+"""How much larger than wanted a JPEG is decoded, at the least: what libjpeg leaves out on the way is not seen then."""
+
+BAND = 1 << 22
+"""Pixels whose colours are converted at a time: conversions take many times the memory of an image."""
+
 _DRAWINGS = {"EPS", "WMF"}  # Pillow would start Ghostscript or the system's renderer on these
 _SIGNATURE = re.compile(rb"\x89PNG|\xff\xd8\xff|GIF8|BM|II\*\0|MM\0\*|\0\0\0\x0cjP|RIFF....WEBP", re.DOTALL)
+_ARITHMETIC = re.compile(rb"\xff\xc9\0[\x0b\x0e\x11\x14]\x08")  # a frame header; such a JPEG may have scans as short
 _DRAWING_MARKS = (b"<svg", b"%pdf", b"%!ps")
 
 _TURNS = {
@@ -71,32 +90,55 @@ def open_image(source: Source, *, urls: bool = False) -> Image.Image:
     animation the first frame is taken. Metadata is dropped, so that opening the result again changes nothing.
 
     Raises `ImageError` for everything else: missing, unreadable, empty, cut short, not an image, a drawing (SVG, PDF,
-    EPS), without pixels, or of more than `MAX_PIXELS` (before any of them is decoded).
+    EPS), without pixels, of more than `MAX_PIXELS` (before any of them is decoded), or of more than `MAX_SCANS`.
     """
+    image, _ = _open(source, None, urls)
+    image = image.copy() if image is source or type(image) is not Image.Image else image
+    image.info.clear()
+    return image
+
+
+def open_reduced(source: Source, enough: Sizing, *, urls: bool = False) -> tuple[Image.Image, tuple[int, int]]:
+    """Open as `open_image` does, but maybe smaller, and with the (width, height) that it has in full; only to be read.
+
+    `enough` says, from the width and height of the upright image, those that are wanted of it. Of a JPEG that has
+    several times as many pixels no more are decoded than `MARGIN` asks for (libjpeg decodes to 1/2, 1/4 and 1/8).
+    A path, its bytes and what `PIL.Image.open` gives come out as one; a PIL image that was loaded is there in full.
+    """
+    return _open(source, enough, urls)
+
+
+def _open(source: Source, enough: Sizing | None, urls: bool) -> Opened:
     name = _name(source)
     match source:
         case Image.Image():
             with _refusals(name):
-                return _rgb(source, name)
+                unread = None if enough is None else _unread(source)
+                return _rgb(source, name, enough) if unread is None else _decode(unread, name, enough)
         case np.ndarray():
-            return _rgb(_from_array(source, name), name)
+            return _rgb(_from_array(source, name), name, enough)
         case bytes() | bytearray() | memoryview():
-            return _decode(io.BytesIO(bytes(source)), name)
+            return _decode(io.BytesIO(bytes(source)), name, enough)
         case str() if source.lower().startswith(("http://", "https://")):
             if not urls:
                 raise ImageError(f"{name}: URLs are opened only if allowed; pass urls=True, or download it first")
-            return _decode(io.BytesIO(_download(source, name)), name)
+            return _decode(io.BytesIO(_download(source, name)), name, enough)
         case str() | os.PathLike():
             with _open_file(source, name) as file:
-                return _decode(file, name)
+                return _decode(file, name, enough)
         case _ if hasattr(source, "read"):
-            return _decode(source, name)
+            return _decode(source, name, enough)
     raise ImageError(f"{name}: not an image; pass a path, bytes, a binary file, a PIL image or a numpy array")
 
 
 def pixels_key(image: Image.Image) -> str:
     """A hash of an RGB image's size and pixels."""
     return hashlib.blake2b(repr(image.size).encode() + image.tobytes(), digest_size=16).hexdigest()
+
+
+def opened(image: Lazy) -> Source:
+    """The image, made if it is a function."""
+    return image() if callable(image) else image
 
 
 def _name(source: Any) -> str:
@@ -145,7 +187,7 @@ def _download(url: str, name: str) -> bytes:
     return data
 
 
-def _decode(file: BinaryIO, name: str) -> Image.Image:
+def _decode(file: BinaryIO, name: str, enough: Sizing | None) -> Opened:
     with _refusals(name):
         try:
             file.seek(0)
@@ -160,7 +202,7 @@ def _decode(file: BinaryIO, name: str) -> Image.Image:
             with _unwarned():
                 opened = Image.open(file)
             with opened as image:
-                return _rgb(image, name)
+                return _rgb(image, name, enough)
         except UnidentifiedImageError as error:
             if any(mark in start.lower() for mark in _DRAWING_MARKS):
                 raise _drawing(name) from error
@@ -209,11 +251,11 @@ def _check_size(width: int, height: int, name: str) -> None:
         raise ImageError(f"{name}: {width}x{height}, more than {MAX_PIXELS:,} pixels; scale it down first")
 
 
-def _rgb(image: Image.Image, name: str) -> Image.Image:
+def _rgb(image: Image.Image, name: str, enough: Sizing | None) -> Opened:
     _check_size(*image.size, name)
     if image.format in _DRAWINGS:
         raise _drawing(name)
-    key = image.info.get("transparency")
+    key, full = image.info.get("transparency"), None
     if isinstance(image, ImageFile.ImageFile):
         if ImageFile.LOAD_TRUNCATED_IMAGES:
             raise ImageError(
@@ -222,18 +264,67 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
         rawmode = image.tile[0].args if image.tile else None
         if key is not None and isinstance(rawmode, str) and rawmode in _KEYS:
             key = _KEYS[rawmode](key)
+        if isinstance(image, JpegImageFile) and image.tile and image.fp:
+            _check_scans(image, image.fp, name)
+            if enough is not None:
+                full = image.size
+                width, height = _turned(image, enough(*_turned(image, full)))
+                image.draft(None, (math.ceil(MARGIN * width), math.ceil(MARGIN * height)))
     large = image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf)
     with _unwarned() if large else nullcontext():  # some formats, as TIFF, are checked again
         image.load()
+    _check_size(*image.size, name)  # an icon is as large as the file that turns out to be in it
+    full = _turned(image, full or image.size)
     rgb = _flat(image, key, name)
     turn = _TURNS.get(_orientation(image))
-    rgb = rgb if turn is None else rgb.transpose(turn)
-    rgb.info.clear()
-    return rgb
+    return rgb if turn is None else rgb.transpose(turn), full
+
+
+def _unread(image: Image.Image) -> BinaryIO | None:
+    """The file of a JPEG that was opened and not read yet: it can be decoded smaller, and the image stays as it is."""
+    if not (isinstance(image, JpegImageFile) and image.tile and image.fp) or image.decoderconfig or image.tell():
+        return None
+    place = image.fp.tell()
+    image.fp.seek(0)
+    data = image.fp.read()
+    image.fp.seek(place)
+    return io.BytesIO(data)
+
+
+def _check_scans(image: Image.Image, file: Any, name: str) -> None:
+    place, scans, last = file.tell(), 0, b""
+    file.seek(0)
+    if image.info.get("progressive") or _ARITHMETIC.search(file.read(place)):
+        file.seek(0)
+        while part := file.read(1 << 20):
+            scans += (last + part).count(b"\xff\xda")
+            last = part[-1:]
+    file.seek(place)
+    if scans > MAX_SCANS:
+        raise ImageError(f"{name}: a JPEG of {scans:,} scans, more than {MAX_SCANS:,}; save it anew")
+
+
+def _turned(image: Image.Image, size: tuple[int, int]) -> tuple[int, int]:
+    """Of an image as stored the size when it is upright, and the other way round."""
+    return size[::-1] if _orientation(image) in (5, 6, 7, 8) else size
 
 
 def _flat(image: Image.Image, key: Any, name: str) -> Image.Image:
-    """The pixels on white, as a new RGB image; `key` is the transparent colour, or the palette's alphas, or None."""
+    """The pixels on white, in RGB, maybe the given image; `key`: transparent colour, palette's alphas, or None."""
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    rows = max(1, BAND // image.width)
+    if rows >= image.height:
+        return _flat_band(image.copy(), key, name)
+    flat = Image.new("RGB", image.size)
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height)))
+        flat.paste(_flat_band(band, key, name), (0, top))
+    return flat
+
+
+def _flat_band(image: Image.Image, key: Any, name: str) -> Image.Image:
+    """As `_flat`, of an image that may be written into."""
     if image.mode.startswith("I"):
         samples = np.asarray(image)
         low, high = int(samples.min()), int(samples.max())
@@ -247,7 +338,8 @@ def _flat(image: Image.Image, key: Any, name: str) -> Image.Image:
         return _from_array(np.asarray(image), name).convert("RGB")
     if not image.has_transparency_data:
         return image.convert("RGB")
-    image = image.convert("LA") if image.mode == "La" else image.copy()  # converting a palette writes alphas into it
+    if image.mode == "La":
+        image = image.convert("LA")
     if key is not None:
         image.info["transparency"] = key
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")

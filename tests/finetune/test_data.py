@@ -7,8 +7,8 @@ import pytest
 
 from finetune.data import easy_vqa, kind_of, named, redrawn, scenes
 from mmlm.samples import Sample, encode_images, opened
-from vision.encoder import VisionEncoder
-from vision.features import FeatureCache, pixels_key
+from vision.encoder import VisionEncoder, prepare
+from vision.features import FeatureCache, pictures_key
 from vision.images import open_image
 
 ANSWERS = {"yes", "no", "circle", "rectangle", "triangle"}
@@ -40,7 +40,7 @@ def test_the_splits_share_no_image():
     """By their pixels: the names of their files are apart anyway."""
     pytest.importorskip("easy_vqa")
     train, test = (
-        {pixels_key(open_image(path)) for path in {sample.images[0] for sample in easy_vqa(name)}}
+        {open_image(path).tobytes() for path in {sample.images[0] for sample in easy_vqa(name)}}
         for name in ("train", "test")
     )
     assert not train & test
@@ -126,9 +126,10 @@ class Counting(FeatureCache):
 
     added = 0
 
-    def add(self, image):
-        self.added += 1
-        return super().add(image)
+    def add_all(self, images):
+        images = list(images)
+        self.added += len(images)
+        return super().add_all(images)
 
 
 def test_an_image_of_many_samples_is_opened_once(tiny_vision, picture, tmp_path):
@@ -146,5 +147,5 @@ def test_an_image_of_many_samples_is_opened_once(tiny_vision, picture, tmp_path)
     cache = Counting(VisionEncoder(tiny_vision), tmp_path)
     keys = encode_images(cache, samples, "encoding")
     assert cache.added == 4 and made == [1]
-    wanted = [pixels_key(picture(seed)) for seed in range(4)]
+    wanted = [pictures_key(prepare(picture(seed), cache.encoder.pyramid, "high")) for seed in range(4)]
     assert keys == [(wanted[0],), (wanted[1], wanted[0]), (wanted[2],), (wanted[3],), (wanted[2],), ()]

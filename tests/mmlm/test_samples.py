@@ -6,6 +6,7 @@ import torch
 from mmlm.samples import Sample, asked, encode_images, media_of
 from vision.encoder import VisionEncoder
 from vision.features import FeatureCache
+from vision.images import ImageError
 
 
 @pytest.mark.parametrize("image_last", [False, True])
@@ -44,3 +45,11 @@ def test_an_image_of_several_rows_is_loaded_once(tiny_vision, picture, tmp_path)
     wanted = [len(cache.load(key).places[0]) + len(cache.load(key).places[1]) for key in rows[1]]
     assert (media["media_owner"] == 0).sum(1).tolist() == [wanted[1], wanted[0], 0]
     assert media_of(cache, [(), ()], torch.tensor([[-1], [-1]])) == {}
+
+
+def test_images_that_cannot_be_opened_are_counted_once_all_others_are_encoded(tiny_vision, picture, tmp_path):
+    cache = FeatureCache(VisionEncoder(tiny_vision), tmp_path)
+    samples = [Sample(str(n), (image,), "?", "x") for n, image in enumerate([b"one", picture(0), b"two", picture(1)])]
+    with pytest.raises(ImageError, match=r"2 of 4 images cannot be opened: .*b'one'"):
+        encode_images(cache, samples, "")
+    assert len(list(cache.folder.rglob("*.safetensors"))) == 2

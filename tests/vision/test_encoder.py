@@ -1,5 +1,7 @@
 """An image to embeddings: as many as the rule says less those of padding, each from its own place, always the same."""
 
+import threading
+
 import pytest
 import timm
 import torch
@@ -7,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from vision.ahead import cores
 from vision.backbone import load_backbone
-from vision.encoder import VisionEncoder, prepare
+from vision.encoder import Features, VisionEncoder, prepare
 from vision.images import ImageError
 from vision.pyramid import Level, Pyramid
 
@@ -120,7 +123,7 @@ def test_detail_decides_the_tiles(tiny_vision, picture):
     assert low == 85 < high == auto
     assert count(VisionEncoder(tiny_vision, detail="auto").encode(picture(size=(512, 512)))) == 85
     with pytest.raises(ValueError, match="detail='medium' is unknown"):
-        VisionEncoder(tiny_vision, detail="medium").encode(image)
+        VisionEncoder(tiny_vision, detail="medium")
 
 
 @pytest.mark.parametrize("kind", ["test_resnet", "test_convnext", "test_byobnet"])
@@ -143,3 +146,96 @@ def test_a_pyramid_deeper_than_the_backbone_is_refused(tiny_vision):
 def test_what_is_no_image_is_refused(encoder, tmp_path):
     with pytest.raises(ImageError, match=r"nowhere\.png"):
         encoder.encode(tmp_path / "nowhere.png")
+
+
+# --- many images ---------------------------------------------------------------------------------------------------
+
+
+class Batched(VisionEncoder):
+    """An encoder that goes on a CPU the way that it goes elsewhere."""
+
+    alone = False
+
+
+def assert_same(one, other, **near):
+    for mine, yours in zip((*one.values, *one.places), (*other.values, *other.places), strict=True):
+        torch.testing.assert_close(mine, yours, **near)
+
+
+SIZES = [(700, 300), (64, 64), (1024, 1024), (30, 900), (512, 512), (1, 1), (1600, 800)]
+
+
+@pytest.mark.parametrize("kind", [VisionEncoder, Batched])
+def test_many_images_give_in_order_what_each_gives_alone(kind, tiny_vision, picture, monkeypatch):
+    monkeypatch.setattr("vision.encoder.BATCH", 6)
+    encoder = kind(tiny_vision)
+    images = [picture(seed, size) for seed, size in enumerate(SIZES)]
+    lazy = [image if seed % 2 else lambda image=image: image for seed, image in enumerate(images)]
+    exact = {"rtol": 0, "atol": 0} if encoder.alone else {"rtol": 1e-4, "atol": 1e-5}
+    found = list(encoder.encode_all(lazy))
+    assert len(found) == len(images)
+    for image, features in zip(images, found, strict=True):
+        assert_same(features, encoder.encode(image), **exact)
+
+
+@pytest.mark.parametrize("kind", [VisionEncoder, Batched])
+def test_a_broken_image_is_an_error_in_its_own_place(kind, tiny_vision, picture, tmp_path):
+    good = picture(size=(600, 200))
+    found = list(kind(tiny_vision).encode_all([good, b"broken", tmp_path / "nowhere.png", good]))
+    assert [type(one) for one in found] == [Features, ImageError, ImageError, Features]
+    assert "b'broken'" in str(found[1]) and "nowhere.png" in str(found[2])
+    assert_same(found[0], found[3])
+    assert list(kind(tiny_vision).encode_all([])) == []
+
+
+def test_pictures_of_many_images_share_full_batches(tiny_vision, picture, monkeypatch):
+    monkeypatch.setattr("vision.encoder.BATCH", 6)
+    batches = []
+    encoder = Batched(tiny_vision)
+    encoder.register_forward_pre_hook(lambda _, args: batches.append(len(args[0])))
+    assert len(list(encoder.encode_all([picture(seed, (700, 300)) for seed in range(7)]))) == 7  # of 3 pictures each
+    assert batches == [6, 6, 6, 3]
+
+
+@pytest.mark.parametrize("kind", [VisionEncoder, Batched])
+def test_no_more_images_are_begun_than_some_for_each_thread(kind, tiny_vision, picture, monkeypatch):
+    monkeypatch.setattr("vision.encoder.BATCH", 6)
+    begun = []
+
+    def images():
+        for number in range(1000):
+            begun.append(number)
+            yield picture()
+
+    threads = torch.get_num_threads() if kind is VisionEncoder else cores()
+    stream = kind(tiny_vision).encode_all(images())
+    next(stream)
+    assert len(begun) <= 3 * threads + 6
+    stream.close()
+    assert len(begun) < 1000
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_threads_are_as_many_as_before(fails, encoder, picture):
+    def image():
+        assert torch.get_num_threads() == 1  # of a thread's own
+        if fails:
+            raise RuntimeError("of the one who makes it")
+        return picture()
+
+    before, running = torch.get_num_threads(), threading.active_count()
+    if fails:
+        with pytest.raises(RuntimeError, match="of the one"):
+            list(encoder.encode_all([image] * 5))
+    else:
+        list(encoder.encode_all([image] * 5))
+    assert torch.get_num_threads() == before and threading.active_count() == running
+
+
+def test_features_have_no_gradients(tiny_vision, picture):
+    encoder = VisionEncoder(tiny_vision)
+    try:
+        tiny_vision.requires_grad_(True)
+        assert not any(value.requires_grad for one in encoder.encode_all([picture()] * 2) for value in one.values)
+    finally:
+        tiny_vision.requires_grad_(False)

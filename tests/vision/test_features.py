@@ -9,12 +9,13 @@ import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from vision.encoder import VisionEncoder
-from vision.features import FeatureCache, pixels_key, settings_key
+from vision.encoder import VisionEncoder, prepare
+from vision.features import FeatureCache, pictures_key, settings_key
 from vision.images import ImageError
 from vision.pyramid import Level, Pyramid
 
@@ -26,9 +27,9 @@ class Counting(VisionEncoder):
 
     encoded = 0
 
-    def encode(self, image):
-        self.encoded += 1
-        return super().encode(image)
+    def encode_ready(self, ready):
+        self.encoded += len(ready)
+        return super().encode_ready(ready)
 
 
 @pytest.fixture
@@ -66,14 +67,20 @@ def test_an_image_is_encoded_once(cache, encoder, picture, tmp_path):
     assert cache.add(picture(seed=1)) not in keys and encoder.encoded == 2
 
 
-def test_the_key_is_of_pixels_and_shape(picture):
-    image = picture(size=(60, 40))
-    assert pixels_key(image) == pixels_key(image.copy())
-    same_bytes = Image.frombytes("RGB", (40, 60), image.tobytes())
-    assert pixels_key(same_bytes) != pixels_key(image)
+def test_the_key_is_of_what_the_backbone_is_shown(picture):
+    def key(image, detail="high", pyramid=None):
+        return pictures_key(prepare(image, pyramid or Pyramid(), detail))
+
+    image = picture(size=(600, 400))
+    assert key(image) == key(image.copy()) == key(np.asarray(image))
     flat = image.copy()
     flat.putpixel((0, 0), (1, 2, 3))
-    assert pixels_key(flat) != pixels_key(image)
+    deep = Pyramid(tile=(Level(1, -1), Level(5, -1), Level(12, -1)))
+    grey = [Image.new("RGB", size, (127, 127, 127)) for size in ((300, 300), (400, 400), (300, 150), (600, 300))]
+    others = [key(flat), key(image, "low"), key(image, pyramid=deep), key(picture(size=(400, 600)))]
+    others += [key(one) for one in (grey[0], *grey[2:])]  # of one colour with the padding
+    assert len({key(image), *others}) == 8
+    assert key(grey[0]) == key(grey[1])  # both fill the one picture
 
 
 def test_size_grows_with_the_embeddings(cache, picture):
@@ -178,8 +185,9 @@ def test_two_writers_leave_one_whole_file(tiny_vision, tmp_path, picture):
     caches = [FeatureCache(VisionEncoder(tiny_vision), tmp_path) for _ in range(4)]
     image = picture()
     features = caches[0].encoder.encode(image)
-    key = pixels_key(image)
+    ready = prepare(image, Pyramid(), "high")
+    key = pictures_key(ready)
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda cache: cache._write(key, features), caches * 8))
+        list(pool.map(lambda cache: cache._write(ready, features), caches * 8))
     assert [path.name for path in files(tmp_path)] == [f"{key}.safetensors"]
     assert_same(caches[0].load(key), features)

@@ -3,7 +3,10 @@
 import io
 import os
 import struct
+import subprocess
+import sys
 import threading
+import time
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -12,16 +15,21 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
 
+import mutants
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageFile
+from hypothesis.extra import numpy as arrays_of
+from PIL import Image, ImageDraw, ImageFile, ImageFont
 
 from vision import images
-from vision.images import ImageError, open_image
+from vision.images import ImageError, open_image, open_reduced
+from vision.tiles import cut_tiles, view_size
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+ROOT = Path(__file__).parents[2]
+FILES = mutants.files()
 NOISE = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)
 
 
@@ -401,16 +409,241 @@ def test_the_limit_holds_for_arrays_and_pil_images(monkeypatch: pytest.MonkeyPat
     assert "41x24" in refusal(wider) and "41x24" in refusal(Image.fromarray(wider))
 
 
-@settings(max_examples=150, deadline=None)
-@given(
-    format=st.sampled_from(["PNG", "JPEG", "GIF", "WEBP"]),
-    damage=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=4),
-)
-def test_damage_is_an_image_or_an_image_error(format: str, damage: list[tuple[float, int]]) -> None:
-    data = bytearray(encoded(Image.fromarray(NOISE), format))
-    for place, value in damage:
-        data[int(place * len(data))] = value
+# --- anything at all -----------------------------------------------------------------------------------------------
+
+
+def third(width: int, height: int) -> tuple[int, int]:
+    return width // 3 + 1, height // 3 + 1
+
+
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    """Pillow warns of what is odd in a file."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with suppress(ImageError):
-            assert open_image(data).mode == "RGB"
+        yield
+
+
+def image_or_error(source: object) -> None:
+    """An RGB image or one ImageError, and the same of what is opened reduced."""
+    image = None
+    with suppress(ImageError):
+        image = open_image(source)  # type: ignore[arg-type]
+        assert type(image) is Image.Image and image.mode == "RGB" and not image.info
+    with suppress(ImageError):  # less is decoded, so less may be found damaged
+        reduced, full = open_reduced(source, third)  # type: ignore[arg-type]
+        assert reduced.mode == "RGB" and (image is None or full == image.size)
+
+
+@given(
+    st.one_of(
+        st.binary(max_size=200),
+        st.tuples(st.sampled_from([data[:20] for data in FILES.values()]), st.binary(max_size=200)).map(b"".join),
+        st.binary(max_size=200).map(io.BytesIO),
+        st.text(max_size=200),
+        st.text(max_size=200).map(io.StringIO),
+        st.text(max_size=50).map(Path),
+        st.none() | st.booleans() | st.integers() | st.floats() | st.complex_numbers(),
+        st.lists(st.integers(0, 255)) | st.dictionaries(st.text(), st.integers()),
+        st.sampled_from([object, object(), len, Image, Ellipsis, range(9), {1}, io.BytesIO, Image.Image(), open_image]),
+    )
+)
+@pytest.mark.filterwarnings("ignore")
+def test_whatever_is_given(source: object) -> None:
+    image_or_error(source)
+
+
+DTYPES = st.one_of(
+    arrays_of.boolean_dtypes(),
+    arrays_of.integer_dtypes(endianness="?"),
+    arrays_of.unsigned_integer_dtypes(endianness="?"),
+    arrays_of.floating_dtypes(endianness="?"),
+    arrays_of.complex_number_dtypes(),
+    arrays_of.datetime64_dtypes(),
+    arrays_of.unicode_string_dtypes(max_len=3),
+    arrays_of.byte_string_dtypes(max_len=3),
+    arrays_of.array_dtypes(),
+    st.just(np.dtype(object)),
+)
+SHAPES = st.one_of(
+    arrays_of.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=6),
+    st.tuples(st.integers(0, 9), st.integers(0, 9), st.sampled_from([1, 3, 4])),
+)
+
+
+@given(
+    DTYPES.flatmap(lambda dtype: arrays_of.arrays(dtype, SHAPES)) | arrays_of.arrays(np.uint8, SHAPES), st.booleans()
+)
+def test_arrays_of_any_shape_and_dtype(array: np.ndarray, turned: bool) -> None:
+    image_or_error(array.T if turned else array)
+
+
+@given(
+    mode=st.sampled_from(Image.MODES),
+    size=st.tuples(st.integers(0, 40), st.integers(0, 40)),
+    pixels=st.binary(min_size=1, max_size=64),
+    key=st.none() | st.integers(-1, 300) | st.binary(max_size=300) | st.tuples(*[st.integers(0, 255)] * 3) | st.text(),
+    exif=st.none() | st.integers(0, 9) | st.text(max_size=3),
+)
+def test_pil_images_of_every_mode(mode: str, size: tuple[int, int], pixels: bytes, key: object, exif: object) -> None:
+    image = Image.new(mode, size)
+    if 0 not in size:
+        wanted = len(image.tobytes())
+        image.frombytes((pixels * (wanted // len(pixels) + 1))[:wanted])
+    if key is not None:
+        image.info["transparency"] = key
+    if exif is not None:
+        with suppress(Exception):
+            image.getexif()[0x0112] = exif
+    before, told = image.copy(), dict(image.info)
+    image_or_error(image)
+    assert image.tobytes() == before.tobytes() and image.info == told and image.size == size
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize("start", range(0, 1200, 150))
+def test_mutated_files(start: int) -> None:
+    """A few of what `python tests/vision/mutants.py` runs through by the hour, in a process of limited memory."""
+    for seed in range(start, start + 150):
+        image_or_error(mutants.mutant(FILES, seed)[1])
+
+
+@pytest.mark.usefixtures("quiet")
+def test_every_kind_of_file_is_an_image_as_long_as_it_is_whole() -> None:
+    assert {"jpeg-progressive", "png-interlaced", "tiff-tiled", "webp", "gif", "jp2", "tga-rle"} <= set(FILES)
+    for name, data in FILES.items():
+        if name in ("eps", "pdf"):
+            assert "render it to PNG" in refusal(data)
+        else:
+            assert open_image(data).mode == "RGB", name
+
+
+QUICK = ["png-exif-ifds", "webp-canvas", "gif-comments", "tiff-count", "fits-cards", "ico-too-large-within"]
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize("name", [*QUICK, "icns-too-large-within", "ppm-token", "xpm-colours"])
+def test_bombs(name: str) -> None:
+    data = mutants.bombs()[name]()
+    start = time.process_time()
+    image_or_error(data)
+    assert time.process_time() - start < mutants.SECONDS
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited as Linux does it")
+def test_all_bombs_within_their_memory_and_time(tmp_path: Path) -> None:
+    run = [sys.executable, mutants.__file__, "--last", "0", "--folder", str(tmp_path)]
+    done = subprocess.run(run, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert f"{len(mutants.bombs())} files, 0 failed" in done.stdout
+
+
+def test_a_jpeg_of_countless_scans_is_refused() -> None:
+    assert "scans, more than 100; save it anew" in refusal(mutants.jpeg_scans(120))
+    assert open_image(mutants.jpeg_scans(20)).size == (4000, 4000)
+
+
+@pytest.mark.usefixtures("quiet")
+def test_what_is_in_an_icon_is_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    within = encoded(Image.new("L", (300, 200)), "PNG")
+    assert open_image(mutants.ico(within)).size == (300, 200)
+    monkeypatch.setattr(images, "MAX_PIXELS", 300 * 200 - 1)
+    assert "300x200, more than 59,999 pixels" in refusal(mutants.ico(within))
+
+
+@pytest.mark.parametrize("mode", Image.MODES)
+def test_colours_are_converted_by_bands(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = mutants.photo(40, 24, "RGBA")
+    match mode:
+        case "I;16" | "I;16B" | "I;16L" | "I;16N" | "I":
+            image = mutants.photo(40, 24, "I;16").convert(mode)
+        case "F":
+            image = Image.fromarray(np.asarray(image.convert("L"), dtype=np.float32) / 255)
+        case "RGBA" | "RGBa":
+            image = image.convert(mode)
+        case "LA" | "La" | "PA":
+            image = image.convert("LA").convert(mode)
+        case _:
+            image = image.convert("RGB").convert(mode)
+    whole = open_image(image)
+    monkeypatch.setattr(images, "BAND", 100)
+    assert open_image(image) == whole
+
+
+# --- reduced -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("kind", ["JPEG", "MPO", "PNG"])
+def test_reduced_is_the_same_in_whichever_form_it_comes(kind: str, mode: str, orientation: int, tmp_path: Path) -> None:
+    if kind == "PNG" and mode == "CMYK":
+        pytest.skip("no PNG is in CMYK")
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"image.{kind.lower()}"
+    mutants.photo(400, 300, mode).save(path, kind, exif=exif)
+    enough = lambda width, height: (width // 6, height // 6)  # noqa: E731
+    found, full = open_reduced(path, enough)
+    assert full == ((400, 300) if orientation == 1 else (300, 400))
+    assert (found.width < full[0]) == (kind != "PNG")
+    data = path.read_bytes()
+    with Image.open(path) as lazy, path.open("rb") as file, Image.open(file) as of_file:
+        for source in (str(path), data, bytearray(data), io.BytesIO(data), lazy, of_file, Image.open(io.BytesIO(data))):
+            again, size = open_reduced(source, enough)  # type: ignore[arg-type]
+            assert size == full and np.array_equal(np.asarray(again), np.asarray(found)), type(source)
+        if kind != "PNG":  # not decoded on the way, and still to be decoded in full
+            assert lazy.tile and lazy.size == (400, 300)
+        assert open_image(lazy) == open_image(path)
+    loaded = Image.open(path)
+    loaded.load()
+    assert open_reduced(loaded, enough)[1] == full and open_reduced(loaded, enough)[0].size == full
+
+
+@given(
+    width=st.integers(1, 700),
+    height=st.integers(1, 700),
+    orientation=st.integers(1, 8),
+    share=st.tuples(st.floats(0.01, 2), st.floats(0.01, 2)),
+)
+def test_reduced_is_never_smaller_than_enough(
+    width: int, height: int, orientation: int, share: tuple[float, float]
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    asked = []
+
+    def enough(width: int, height: int) -> tuple[int, int]:
+        asked.append((width, height))
+        return max(1, int(width * share[0])), max(1, int(height * share[1]))
+
+    image, full = open_reduced(encoded(Image.new("RGB", (width, height)), "JPEG", exif=exif), enough)
+    assert set(asked) == {full} == {(width, height) if orientation < 5 else (height, width)}
+    for side, had, wanted in zip(image.size, full, enough(*full), strict=True):
+        assert min(had, images.MARGIN * wanted) <= side <= had
+
+
+def psnr(one: np.ndarray, other: np.ndarray) -> float:
+    return float(10 * np.log10(255**2 / max(1e-9, np.mean((one.astype(float) - other) ** 2))))
+
+
+@pytest.mark.parametrize("size", [(3177, 2383), (3600, 2701)])
+def test_text_that_was_decoded_smaller_is_as_sharp(size: tuple[int, int]) -> None:
+    """What is lost is about what bicubic and Lanczos differ by, which no eye tells apart."""
+    page, font = Image.new("RGB", size, "white"), ImageFont.load_default(size=size[1] // 80)
+    pen, draw = ImageDraw.Draw(page), np.random.default_rng(0)
+    for top in range(0, size[1], size[1] // 60):
+        pen.text((20, top), "".join(map(chr, draw.integers(33, 126, 170))), fill=(0, 0, 0), font=font)
+    data, wanted = encoded(page, "JPEG", quality=88), view_size(*size)
+    reduced, full = open_reduced(data, view_size)
+    assert full == size and reduced.width <= size[0] / 2 + 1
+    whole = open_image(data)
+    bicubic, lanczos = (
+        np.asarray(whole.resize(wanted, how)) for how in (Image.Resampling.BICUBIC, Image.Resampling.LANCZOS)
+    )
+    tiles = cut_tiles(reduced, full=full)
+    ours = np.zeros_like(bicubic)
+    for tile, (left, top, right, bottom) in zip(tiles.pixels[1:], tiles.plan.boxes, strict=True):
+        ours[top:bottom, left:right] = tile[:, : bottom - top, : right - left].permute(1, 2, 0).numpy()
+    assert psnr(ours, bicubic) > psnr(lanczos, bicubic) - 1  # dB, at the least margin; more of it, and it is above

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vision.tiles import TILE, TilePlan, cut_tiles, plan_tiles
+from vision.tiles import TILE, TilePlan, cut_tiles, plan_tiles, view_size
 
 SIDES = st.integers(1, 30_000)
 DETAILS = st.sampled_from(["low", "high", "auto"])
@@ -126,7 +126,55 @@ def test_tiles_put_together_are_the_resized_image() -> None:
     assert np.array_equal(whole, noise)
 
 
-def test_the_overview_does_not_depend_on_detail() -> None:
+@given(SIDES, SIDES, DETAILS)
+def test_an_image_is_resized_once_to_what_all_pictures_are_made_of(width: int, height: int, detail: str) -> None:
+    plan, size = plan_tiles(width, height, detail), view_size(width, height, detail)
+    if plan.pictures > 1:
+        assert size == plan.size and max(size) > TILE  # so the overview is made from more than it needs
+    else:
+        assert max(size) == TILE
+
+
+def photo(width: int, height: int) -> Image.Image:
+    coarse = np.random.default_rng(0).integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("size", [(1000, 700), (2500, 900), (1537, 2049), (300, 40), (3000, 8)])
+@pytest.mark.parametrize("detail", ["high", "low"])
+def test_resized_as_pillow_does(size: tuple[int, int], detail: str) -> None:
+    image = photo(*size)
+    pictures = cut_tiles(image, detail, FILL)
+    whole = image.resize(view_size(*size, detail), Image.Resampling.BICUBIC)
+    views = [whole.resize(pictures.extents[0], Image.Resampling.BICUBIC)]
+    views += [whole.crop(box) for box in pictures.plan.boxes if pictures.plan.pictures > 1]
+    for picture, view in zip(pictures.pixels, views, strict=True):
+        wanted = torch.from_numpy(np.array(view)).permute(2, 0, 1).int()
+        found = picture[:, : view.height, : view.width].int()
+        assert (found - wanted).abs().max() <= 2 and (found - wanted).abs().float().mean() < 0.02
+
+
+def test_a_reduced_image_is_cut_as_it_would_be_in_full() -> None:
+    image = photo(2400, 1600)
+    whole, half = cut_tiles(image), cut_tiles(image.resize((1200, 800), Image.Resampling.BICUBIC), full=(2400, 1600))
+    assert (half.plan, half.extents) == (whole.plan, whole.extents)
+    assert (half.pixels.float() - whole.pixels.float()).abs().mean() < 2
+    size = plan_tiles(600, 600).size
+    assert cut_tiles(image.resize((100, 100)), full=(600, 600)).plan.size == size  # however small
+
+
+def test_pictures_lie_in_memory_as_backbones_take_them() -> None:
+    pixels = cut_tiles(Image.new("RGB", (1024, 600))).pixels
+    assert pixels.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("size", [(2000, 1500), (1700, 2300), (5000, 900)])
+def test_the_overview_made_of_the_resized_image_is_that_of_the_image(size: tuple[int, int]) -> None:
+    low, high = (cut_tiles(photo(*size), detail).pixels[0].float() for detail in ("low", "high"))
+    assert 10 * torch.log10(255**2 / (low - high).square().mean()) > 40  # dB
+
+
+def test_the_overview_does_not_depend_on_detail_where_nothing_is_resized() -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (600, 900, 3), dtype=np.uint8))
     assert torch.equal(cut_tiles(noise, "low").pixels[0], cut_tiles(noise, "high").pixels[0])
 
