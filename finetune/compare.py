@@ -7,7 +7,7 @@ give a report whose `tokens` has the scores by configuration.
 import json
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from math import ceil
@@ -50,10 +50,12 @@ def probe(config: ZenerConfig) -> dict[str, Any]:
     known = [Cards(k, number, f"{TRAIN} {config.seed}") for k in ks for number in range(config.probe.pictures)]
     tests = {k: decks(k, config.cards, seed=f"{TEST} {config.seed}") for k in ks}
     started = time.perf_counter()
-    keys = encode_decks(caches.values(), backbone, [*known, *(deck for its in tests.values() for deck in its)])
+    every = [*known, *(deck for its in tests.values() for deck in its)]
+    keys_of = dict(zip(caches, encode_decks(list(caches.values()), backbone, every), strict=True))
     encoded = time.perf_counter() - started
     results = {}
     for name, cache in caches.items():
+        keys = keys_of[name]
         shown = [Shown(deck, keys[deck]) for deck in known]
         trained, seconds = train_probe(settings[name], cache, shown, config.probe, config.seed, name)
         scores = {}
@@ -113,7 +115,7 @@ def tune_one(config: ZenerConfig, name: str, backbone: Backbone, run: Path) -> d
         k: [Cards(k, number, f"{TRAIN} {config.seed}") for number in range(its.pictures)] for k, its in lessons.items()
     }
     started = time.perf_counter()
-    keys = encode_decks([cache], backbone, [deck for its in known.values() for deck in its])
+    (keys,) = encode_decks([cache], backbone, [deck for its in known.values() for deck in its])
     encoded = time.perf_counter()
     parts = [
         Batches(
@@ -201,17 +203,17 @@ def cache_of(config: AdapterConfig, backbone: Backbone) -> FeatureCache:
     return FeatureCache(VisionEncoder(backbone, config.pyramid, config.detail), zoo.home() / "features")
 
 
-def encode_decks(caches: Iterable[FeatureCache], backbone: Backbone, decks: Sequence[Cards]) -> dict[Cards, str]:
-    """Keys of the pictures in caches whose encoders share the backbone; it sees each picture once for all of them."""
-    into = list(caches)
+def encode_decks(caches: Sequence[FeatureCache], backbone: Backbone, decks: Sequence[Cards]) -> list[dict[Cards, str]]:
+    """For each cache the keys of the pictures in it. All have the backbone, which sees each picture once for them."""
 
-    def add(deck: Cards) -> str:
+    def add(deck: Cards) -> list[str]:
         picture = deck()
-        return [cache.add(picture) for cache in into][-1]
+        return [cache.add(picture) for cache in caches]
 
     with seen_once(backbone):
-        added = ahead(add, decks, alone=into[0].encoder.alone)
-        return dict(zip(decks, tqdm(added, total=len(decks), desc="drawing and encoding", unit="picture"), strict=True))
+        added = ahead(add, decks, alone=caches[0].encoder.alone)
+        keys = list(tqdm(added, total=len(decks), desc="drawing and encoding", unit="picture"))
+    return [dict(zip(decks, its, strict=True)) for its in zip(*keys, strict=True)]
 
 
 @contextmanager

@@ -73,7 +73,7 @@ class Probe(nn.Module):
         hidden = self.query(gelu(self.place(waves(places))))
         with casting(hidden.device, dtype):
             values = [value.float() for value in media["media_values"]]
-            embeddings = self.adapter.media(values, media["media_places"])
+            embeddings = self.adapter.media(values, media)
         view = View(self.adapter, embeddings, media, self.config.attend, dtype)
         view.move(0, hidden.shape[1], hidden.shape[0])
         for block in range(len(self.adapter.blocks)):

@@ -47,7 +47,7 @@ class TuneConfig:
 class ZenerConfig:
     """Token configurations, compared on the same pictures, steps and seed."""
 
-    tokens: list = field(default_factory=lambda: ["pyramid", "square", "seven", "triple"])
+    tokens: list = field(default_factory=lambda: ["pyramid", "square", "seven", "triple", "resampler"])
     """Names of `vision.TOKENS`: each is given the same budget."""
     vision: str = "mmlm/efficientnet-lite0"
     """The frozen backbone, as `from_parts` takes it."""

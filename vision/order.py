@@ -81,7 +81,7 @@ def direction(quads: Array) -> float:
 
 def turned(points: Array, angle: float) -> Array:
     """Points [..., 2] turned about the origin, clockwise as y runs downwards."""
-    cos, sin = math.cos(angle), math.sin(angle)
+    cos, sin = round(math.cos(angle), 12), round(math.sin(angle), 12)  # quarter turns are exact: lines level stay so
     return points @ np.array([[cos, sin], [-sin, cos]])
 
 

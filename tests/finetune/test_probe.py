@@ -29,13 +29,17 @@ def caches(tiny_vision, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def shown(caches, tiny_vision):
-    """Pictures to train on, and others by k."""
+    """For each kind of tokens pictures to train on, and others by k."""
     known = [Cards(k, number, "train") for k in (1, 2) for number in range(80)]
     tests = {k: decks(k, 60, seed="test") for k in (1, 2)}
     every = known + [deck for its in tests.values() for deck in its]
     keys = encode_decks([cache for _, cache in caches.values()], tiny_vision, every)
-    return [Shown(deck, keys[deck]) for deck in known], {
-        k: [Shown(deck, keys[deck]) for deck in its] for k, its in tests.items()
+    return {
+        name: (
+            [Shown(deck, mine[deck]) for deck in known],
+            {k: [Shown(deck, mine[deck]) for deck in its] for k, its in tests.items()},
+        )
+        for name, mine in zip(caches, keys, strict=True)
     }
 
 
@@ -50,7 +54,7 @@ def scores(probe, cache, tests):
 @pytest.mark.parametrize("name", NAMES)
 def test_cards_can_be_read_off_the_embeddings(name, caches, shown):
     """Of a random backbone, even: better than chance, and the cards far better, on pictures not trained on."""
-    known, tests = shown
+    known, tests = shown[name]
     trained, seconds = train_probe(*caches[name], known, SETTINGS, 0, name)
     assert seconds > 0 and not trained.training
     for k, report in scores(trained, caches[name][1], tests).items():
@@ -61,7 +65,7 @@ def test_cards_can_be_read_off_the_embeddings(name, caches, shown):
 
 def test_without_a_look_they_cannot(caches, shown):
     """Trained and asked in the same way, but each picture's features are another's."""
-    known, tests = shown
+    known, tests = shown["pyramid"]
     config, cache = caches["pyramid"]
     others = [Shown(one.deck, key) for one, (key,) in zip(known, shuffle([(one.key,) for one in known]), strict=True)]
     trained, _ = train_probe(config, cache, others, SETTINGS, 0, "blind")
@@ -72,7 +76,7 @@ def test_without_a_look_they_cannot(caches, shown):
 
 
 def test_the_seed_alone_decides(caches, shown):
-    known, _ = shown
+    known, _ = shown["square"]
     config, cache = caches["square"]
     short = ProbeConfig(steps=3, batch=4, cards=2, width=32, heads=2)
     config = probe_config("square", cache.encoder.backbones[0], short)
@@ -82,7 +86,7 @@ def test_the_seed_alone_decides(caches, shown):
 
 
 def test_a_rate_that_is_too_high_is_told(caches, shown):
-    known, _ = shown
+    known, _ = shown["pyramid"]
     config, cache = caches["pyramid"]
     hot = ProbeConfig(steps=6, batch=4, width=64, heads=2, optim=OptimConfig(lr=1e30, warmup=0))
     with pytest.raises(FloatingPointError, match=r"lower --probe\.optim\.lr"):
@@ -90,7 +94,7 @@ def test_a_rate_that_is_too_high_is_told(caches, shown):
 
 
 def test_a_batch_has_the_chosen_cards_at_their_places(caches, shown):
-    known, _ = shown
+    known, _ = shown["pyramid"]
     some = [known[0], known[-1]]
     media, places, cards = batch_of(caches["pyramid"][1], some, [[0], [3, 1]])
     assert places.shape == (2, 2, 3) and media["media_gather"].shape == (2, 255)
@@ -114,11 +118,11 @@ def test_the_backbone_sees_each_picture_once(tiny_vision, tmp_path, monkeypatch)
     caches = [cache_of(probe_config(name, backbone, SETTINGS), backbone) for name in (*NAMES, "seven", "triple")]
     its = [Cards(2, number) for number in range(5)]
     keys = encode_decks(caches, backbone, its)
-    assert len(seen) == len(its) and len(set(keys.values())) == len(its)
+    assert len(seen) == len(its) and all(len(set(own_keys.values())) == len(its) for own_keys in keys)
     assert "forward" not in vars(backbone)
-    for cache in caches:
+    for cache, own_keys in zip(caches, keys, strict=True):
         for deck in its:
-            kept, own = cache.load(keys[deck]), cache.encoder.encode(deck())
+            kept, own = cache.load(own_keys[deck]), cache.encoder.encode(deck())
             assert all(torch.equal(a, b) for a, b in zip(kept.values, own.values, strict=True))
 
 

@@ -5,7 +5,7 @@ import random
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vision.order import reading_rows
@@ -41,6 +41,7 @@ def test_every_line_is_read_once(boxes, degrees):
     assert all(rows) and sorted(number for row in rows for number in row) == list(range(len(boxes)))
 
 
+@example(boxes=[(0, 0, 1, 1), (0, 0, 1, 5), (0, 0, 3, 1)], x=0, y=-2, scale=0.5)
 @given(boxes=boxes, x=st.integers(-500, 500), y=st.integers(-500, 500), scale=st.sampled_from([0.5, 2.0, 4.0]))
 def test_where_the_page_lies_and_how_large_it_is_does_not_matter(boxes, x, y, scale):
     boxes = [tuple(map(round, box)) for box in boxes]
