@@ -22,7 +22,7 @@ from mmlm.config import AdapterConfig
 from mmlm.decoder import load_tokenizer
 from mmlm.media import KEYS, collate
 from mmlm.names import CONFIG
-from vision.encoder import Prepared, prepare
+from vision.encoder import prepare
 from vision.images import Source, open_image
 from vision.ocr import Engine, Reader, describe
 from vision.pyramid import Pyramid
@@ -141,7 +141,8 @@ class Processor(ProcessorMixin):
         if padding not in (True, "longest") and not (padding is False and len(texts) == 1):
             raise ValueError(f"padding={padding!r}: rows are padded to the longest, True; see pad_to_multiple_of")
         shown = images_of_rows(images, texts)
-        written = {id(image): self.describe(image) for mine in shown for image in mine}
+        distinct = {id(image): image for mine in shown for image in mine}
+        written = {key: self.describe(image) for key, image in distinct.items()}
         rows = [
             self.read(one, len(mine), special=add_special_tokens, written=[written[id(image)] for image in mine])
             for one, mine in zip(texts, shown, strict=True)
@@ -152,15 +153,9 @@ class Processor(ProcessorMixin):
                 f"max_length={max_length}: a text has {longest} tokens, and cutting it might cut off what is to be "
                 "learnt; raise it, set it to None, or leave that text out"
             )
-        distinct: dict[int, int] = {}
-        ready: list[Prepared] = []
-        numbers: list[list[int]] = []
-        for mine in shown:
-            for image in mine:
-                if id(image) not in distinct:
-                    distinct[id(image)] = len(ready)
-                    ready.append(prepare(image, self.pyramid, self.detail))
-            numbers.append([distinct[id(image)] for image in mine])
+        ready = [prepare(image, self.pyramid, self.detail) for image in distinct.values()]
+        places = {key: number for number, key in enumerate(distinct)}
+        numbers = [[places[id(image)] for image in mine] for mine in shown]
         ids, mask, index = self.pad(rows, padding_side, pad_to_multiple_of or 1)
         return BatchFeature({"input_ids": ids, "attention_mask": mask} | collate(ready, numbers, index, self.pyramid))
 

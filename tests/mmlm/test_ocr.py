@@ -68,6 +68,16 @@ def test_text_before_the_image_stays_blind(model, picture):
     assert torch.equal(seen[:, :blind], bare[:, :blind]) and not torch.equal(seen[:, blind:], bare[:, blind:])
 
 
+def test_an_image_of_several_rows_is_read_once(tokenizer, picture, monkeypatch):
+    counted = Processor(tokenizer, Pyramid(), ocr=colour)
+    asked_for, reader = [], counted.reader
+    monkeypatch.setattr(counted, "reader", lambda image, folder: asked_for.append(image) or reader(image, folder))
+    one, two = picture(1), picture(2)
+    batch = counted([[one], [two, one], [one]], ["a<image>", "<image>b<image>", "c"])
+    assert [id(image) for image in asked_for] == [id(one), id(two)]
+    assert [text(counted, batch, row).count(written(one)) for row in range(3)] == [1, 1, 1]
+
+
 def test_off_and_nothing_read_are_as_before(processor, tokenizer, picture):
     plain = Processor(tokenizer, Pyramid())
     silent = Processor(tokenizer, Pyramid(), ocr=lambda picture: [])
