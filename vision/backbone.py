@@ -48,6 +48,7 @@ class Backbone(nn.Module):
         if any(len(shape) != 4 or shape[2] != shape[3] for shape in shapes):
             raise ValueError(f"its maps have shapes {shapes}")
         self.channels: list[int] = [shape[1] for shape in shapes]
+        self.sides: list[int] = [shape[2] for shape in shapes]
 
     def train(self, mode: bool = True) -> "Backbone":
         return super().train(False)

@@ -93,10 +93,11 @@ def pictures_key(ready: Prepared) -> str:
 
 
 def settings_key(encoder: VisionEncoder) -> str:
-    """A hash of all that features depend on beside the image: backbone, its weights and dtype, pyramid, detail."""
+    """A hash of all that features depend on beside the image: backbones, their weights and dtype, pyramid, detail."""
     digest = hashlib.blake2b(digest_size=8)
-    names = [backbone.name for backbone in encoder.backbones]
-    digest.update(json.dumps([names, asdict(encoder.pyramid), encoder.detail]).encode())
+    # a built network's name and weights do not tell its strides, nor which of its maps it gives
+    eyes = [[its.name, its.side, its.channels, its.sides] for its in encoder.backbones]
+    digest.update(json.dumps([eyes, asdict(encoder.pyramid), encoder.detail]).encode())
     for backbone in encoder.backbones:
         weights = backbone.state_dict() | {"scale": backbone.scale, "shift": backbone.shift}  # of mean and std
         for name, tensor in sorted(weights.items()):

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
+from vision.backbone import load_backbone
 from vision.encoder import VisionEncoder, prepare
 from vision.features import FeatureCache, pictures_key, settings_key
 from vision.images import ImageError
@@ -114,6 +116,18 @@ def test_other_settings_or_weights_have_another_folder(tiny_vision):
     keys = [settings_key(encoder) for encoder in encoders]
     assert len(set(keys)) == len(keys)
     assert keys[0] == settings_key(VisionEncoder(copy.deepcopy(tiny_vision)))
+
+
+def test_built_networks_of_the_same_weights_that_give_other_maps_have_other_folders():
+    network = timm.create_model("test_resnet")
+    encoders = []
+    for given in ({}, {"output_stride": 8}, {"out_indices": (2, 4)}, {"out_indices": (3, 4)}):
+        other = timm.create_model("test_resnet", features_only=True, **given)
+        other.load_state_dict(network.state_dict(), strict=False)
+        encoders.append(VisionEncoder(load_backbone(other)))
+    states = [encoder.state_dict() for encoder in encoders]
+    assert all(state.keys() == states[0].keys() for state in states)
+    assert len({settings_key(encoder) for encoder in encoders}) == len(encoders)
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"\xff" * 99])
