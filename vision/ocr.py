@@ -121,11 +121,11 @@ def find_engine(engine: str | Engine) -> Engine:
     """The engine of a name, or the callable itself. ValueError for neither, ImportError where packages are missing."""
     if callable(engine):
         return engine
+    check_name(engine)
     if engine.startswith(CALLABLE):
         raise ValueError(
             f"ocr={engine!r}: made with a callable, which could not be saved: pass ocr= that callable, a name, or ''"
         )
-    check_name(engine)
     if missing := [package for package in PACKAGES if not find_spec(package)]:
         raise ImportError(
             f"ocr={engine!r} needs {' and '.join(missing)}: pip install \"mmlm-adapter[ocr]\", or pass ocr=''"
@@ -135,7 +135,7 @@ def find_engine(engine: str | Engine) -> Engine:
 
 def check_name(engine: str) -> None:
     """ValueError for what is no name of an engine, nor that of a callable."""
-    if engine not in ENGINES and not engine.startswith(CALLABLE):
+    if not isinstance(engine, str) or (engine not in ENGINES and not engine.startswith(CALLABLE)):
         raise ValueError(f"ocr={engine!r}: takes {', '.join(map(repr, ENGINES))}, '' for none, or a callable")
 
 
@@ -182,7 +182,9 @@ def describe(lines: Sequence[Line], budget: int, count: Callable[[str], int]) ->
 
     if not rows:
         return ""
-    most = bisect_right(range(len(rows) + 1), budget, key=lambda most: count(shown(most))) - 1
+    if count(whole := shown(len(rows))) <= budget:  # it may be shorter than with the line that says what is left out
+        return whole
+    most = bisect_right(range(len(rows)), budget, key=lambda most: count(shown(most))) - 1
     return shown(most) if most >= 0 else ""
 
 

@@ -60,6 +60,13 @@ def test_a_description_keeps_to_its_budget_by_whole_lines_and_says_so(rows, budg
     assert 0 <= cut - (len(shown) - cut - 1) <= 1, "as many of the first as of the last"
 
 
+@given(rows=rows)
+def test_all_is_said_where_there_is_room_for_it(rows):
+    lines = lines_of(rows)
+    whole = describe(lines, 10**9, count)
+    assert describe(lines, count(whole), count) == whole
+
+
 @given(rows=rows.filter(bool), budget=st.integers(0, 400))
 def test_as_much_is_said_as_there_is_room_for(rows, budget):
     lines = lines_of(rows)
@@ -133,6 +140,8 @@ def test_a_callable_that_gives_nothing_iterable():
 def test_unknown_and_missing_engines(monkeypatch):
     with pytest.raises(ValueError, match=r"ocr='tesseract': takes 'rapidocr', '' for none, or a callable"):
         find_engine("tesseract")
+    with pytest.raises(ValueError, match=r"ocr=True: takes 'rapidocr', '' for none, or a callable"):
+        find_engine(True)
     with pytest.raises(ValueError, match=r"ocr='callable/.*<lambda>': made with a callable, which could not be saved"):
         find_engine(engine_name(lambda picture: []))
     monkeypatch.setattr(ocr, "PACKAGES", ("rapidocr", "no_such_package"))
