@@ -118,6 +118,8 @@ class MultimodalLM(Pretrained):
 
         Raises ValueError for parts that cannot be loaded, and for settings that do not fit them.
         """
+        if ocr:
+            find_engine(ocr)  # before what takes its time
         built, tokenizer, name = _decoder(decoder, tokenizer, revision, decoder_kwargs or {})
         placed: dict[str, Any] = {
             "every": every,
@@ -354,7 +356,9 @@ def _several(vision: Eyes) -> Sequence[Eye]:
 
 
 def _backbones(vision: Eyes) -> list[Backbone]:
-    """The frozen backbones, named or given."""
+    """The frozen backbones, named or given. ValueError for none."""
+    if not _several(vision):
+        raise ValueError("vision=[]: takes a backbone, as 'timm/NAME', or a list of some")
     return [zoo.load_default_backbone() if one == zoo.VISION else load_backbone(one) for one in _several(vision)]
 
 

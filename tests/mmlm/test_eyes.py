@@ -138,6 +138,11 @@ def test_levels_that_do_not_fit_are_refused_by_name(fine, words, make_model):
         make_model(vision=[clip(), cnn()], tokens={"tile": [[1, -1], [5, -1], fine]})
 
 
+def test_no_eyes_are_refused(make_model):
+    with pytest.raises(ValueError, match=r"vision=\[\]: takes a backbone"):
+        make_model(vision=[])
+
+
 def test_a_third_one_without_a_level_is_refused(make_model):
     with pytest.raises(ValueError, match="no level is of module/test_resnet: leave it out of vision="):
         make_model(vision=[clip(), cnn(), timm.create_model("test_resnet")])

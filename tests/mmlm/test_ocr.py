@@ -202,6 +202,11 @@ def test_a_name_is_saved_and_a_callable_says_that_it_is_not(make_model, picture,
     assert again.ask(picture(1), "What?", **GREEDY) == model.ask(picture(1), "What?", **GREEDY)
 
 
+def test_an_engine_that_is_not_there_is_told_before_anything_is_loaded():
+    with pytest.raises(ValueError, match="ocr='tesseract': takes 'rapidocr'"):
+        MultimodalLM.from_parts("no/such-decoder", ocr="tesseract")
+
+
 def test_it_can_be_turned_on_at_use(tiny_model, picture):
     assert "Text in" not in text(tiny_model.processor, tiny_model.processor(picture(1), "What?"))
     tiny_model.processor.ocr = colour
