@@ -20,7 +20,7 @@ from vision.features import FeatureCache
 
 REPORT, PLOT = "zener.json", "zener.png"
 FEWEST = 4  # pictures of each k: of fewer, a few hard ones would decide
-SPARE = 8  # tokens that an answer may be longer than the right one
+SPARE = 8  # tokens that an answer may be longer than the longest right one
 OPTIONS = {"symbol": len(SYMBOLS), "color": len(COLORS), "both": len(FULL)}
 """What is scored of a card, and how many there are to guess from."""
 
@@ -65,11 +65,10 @@ def zener(
     keys = iter(encode_images(cache, [sample for its in samples.values() for sample in its], "drawing and encoding"))
     scores, said = {}, {}
     for k, its in samples.items():
-        tokens = model.processor.tokenizer(asked[k][0].answer, add_special_tokens=False)["input_ids"]
+        tokens = model.processor.tokenizer([deck.answer for deck in asked[k]], add_special_tokens=False)["input_ids"]
+        longest = max(map(len, tokens))
         shown = [next(keys) for _ in its]
-        answers = true_and_shuffled(
-            model, cache, its, shown, max_new_tokens=len(tokens) + SPARE, say=f"{k} x {k} cards"
-        )
+        answers = true_and_shuffled(model, cache, its, shown, max_new_tokens=longest + SPARE, say=f"{k} x {k} cards")
         scores[k] = score(asked[k], *([read(text, k) for text in texts] for texts in answers))
         said[k] = answers[0][0]
     return {

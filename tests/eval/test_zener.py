@@ -12,7 +12,7 @@ from PIL import Image
 
 from eval.cards import FULL, Cards, read
 from eval.commands import evaluate, sizes
-from eval.zener import OPTIONS, chance, decks, sample_of, score, table, wilson, zener
+from eval.zener import OPTIONS, SPARE, chance, decks, sample_of, score, table, wilson, zener
 from mmlm import cli
 from mmlm.model import MultimodalLM
 from vision.features import FeatureCache
@@ -103,6 +103,19 @@ def test_a_model_is_asked_and_scored(model, tmp_path):
     said = [model.ask(deck(), deck.question, max_new_tokens=60, do_sample=False) for deck in decks(2, 4)[:1]]
     assert said[0].startswith(report["k"]["2"]["said"][:20])
     assert [line.split()[0] for line in table(report).splitlines()] == ["k", "1", "2"]
+
+
+def test_there_is_room_for_every_right_answer(model, tmp_path, monkeypatch):
+    """With a byte a token, some answers are much longer than others."""
+    room = {}
+
+    def answered(model, cache, samples, keys, *, max_new_tokens, say):
+        room[samples[0].kind] = max_new_tokens - max(len(sample.answer) for sample in samples)
+        return [[sample.answer for sample in samples]] * 2
+
+    monkeypatch.setattr("eval.zener.true_and_shuffled", answered)
+    zener(model, FeatureCache(model.vision, tmp_path), [1, 3], cards=36)
+    assert room == {"1 x 1": SPARE, "3 x 3": SPARE}
 
 
 def test_samples_ask_what_the_cards_ask():
