@@ -5,6 +5,7 @@ give a report whose `tokens` has the scores by configuration.
 """
 
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,7 @@ from tqdm import tqdm
 from eval.cards import Cards
 from eval.commands import sizes
 from eval.run import shuffle
-from eval.zener import REPORT, decks, sample_of, score, write, zener
+from eval.zener import decks, sample_of, score, write, zener
 from finetune.batches import Batches, Encoded, Mixture
 from finetune.config import check_resumable
 from finetune.folder import CHECKPOINT, LOSS, METRICS, has_run, start_folder
@@ -40,6 +41,7 @@ from vision.features import FeatureCache
 
 TRAIN, TEST = "train", "test"  # what the seeds of pictures begin with
 DATA = ["Zener cards"]  # for the model card
+DONE, DRAFT = "tuned.json", "tuned.part"  # of what is finished; `mmlm eval zener` writes a zener.json of its own there
 
 
 def probe(config: ZenerConfig) -> dict[str, Any]:
@@ -84,18 +86,21 @@ def tune(config: ZenerConfig, folder: Path, *, overwrite: bool = False) -> dict[
             check_resumable(own, run)
         else:
             start_folder(own, run)
-            (run / REPORT).unlink(missing_ok=True)
+            (run / DONE).unlink(missing_ok=True)
     backbone, results = load_eyes(config.vision), {}
     for name in config.tokens:
         run = folder / name
-        if not (run / REPORT).exists():
-            write(tune_one(config, name, backbone, run), run)
-        results[name] = json.loads((run / REPORT).read_text(encoding="utf-8"))
+        if not (run / DONE).exists():
+            report = tune_one(config, name, backbone, run)
+            write(report, run)
+            (run / DRAFT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+            os.replace(run / DRAFT, run / DONE)
+        results[name] = json.loads((run / DONE).read_text(encoding="utf-8"))
     return {"config": asdict(config), "tokens": results}
 
 
 def tune_one(config: ZenerConfig, name: str, backbone: Backbone, run: Path) -> dict[str, Any]:
-    """One configuration, trained in the folder `run` and scored: what its zener.json holds."""
+    """One configuration, trained in the folder `run` and scored: what its tuned.json holds."""
     ks, resumed = sizes(config.k), (run / CHECKPOINT).exists()
     torch.manual_seed(config.seed)
     model = MultimodalLM.from_parts(

@@ -172,22 +172,23 @@ def test_decoders_are_compared_and_what_is_done_is_not_done_again(settings, tmp_
     assert list(report["tokens"]) == ["pyramid", "square", "resampler"]
     for name, one in report["tokens"].items():
         assert one["tokens"] == name and set(one["seconds"]) == {"encode", "train", "eval"} and not one["resumed"]
-        assert {"model.safetensors", "config.json", "loss.png", "zener.json", "zener.png"} <= {
+        assert {"model.safetensors", "config.json", "loss.png", "tuned.json", "zener.json", "zener.png"} <= {
             path.name for path in (run / name).iterdir()
         }
         assert AdapterConfig.load(run / name / "config.json").tokens == name
-    first = (run / "pyramid" / "zener.json").read_bytes()
+    first = (run / "pyramid" / "tuned.json").read_bytes()
     weights = (run / "square" / "model.safetensors").read_bytes()
 
-    (run / "square" / "zener.json").unlink()  # as of a run that was stopped while it was scored
+    (run / "pyramid" / "zener.json").write_text('{"seconds": 1.0}')  # as by `mmlm eval zener`
+    (run / "square" / "tuned.json").unlink()  # as of a run that was stopped while it was scored
     assert zener.main(words("tune", settings)) == 0
-    assert (run / "pyramid" / "zener.json").read_bytes() == first
+    assert (run / "pyramid" / "tuned.json").read_bytes() == first
     assert (run / "square" / "model.safetensors").read_bytes() == weights
-    assert json.loads((run / "square" / "zener.json").read_text())["resumed"]
+    assert json.loads((run / "square" / "tuned.json").read_text())["resumed"]
 
     capsys.readouterr()
     assert zener.main(words("tune", settings, "--tune.train.steps=5")) == 1
     assert "--tune.train.steps is 4 in " in capsys.readouterr().err
     assert zener.main(words("tune", settings, "--tune.train.steps=5", "--tokens=[square]", "--overwrite")) == 0
     assert (run / "square" / "model.safetensors").read_bytes() != weights
-    assert (run / "pyramid" / "zener.json").read_bytes() == first
+    assert (run / "pyramid" / "tuned.json").read_bytes() == first
