@@ -103,11 +103,8 @@ def _add_model(parser: ArgumentParser) -> None:
 def _add_ocr(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--ocr",
-        nargs="?",
-        const="rapidocr",
         metavar="ENGINE",
-        help="read the text in the image first; ENGINE is rapidocr, which is the default, or '' for none "
-        "(without --ocr: as the adapter was saved)",
+        help="read the text in the image first: rapidocr, or '' for none (default: as the adapter was saved)",
     )
 
 
