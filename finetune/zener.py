@@ -5,10 +5,11 @@ Nothing heavy is imported before it runs.
 
 import json
 import sys
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
+from eval.commands import sizes
 from finetune.config import resolve
 from finetune.options import add_fields, resolved
 from finetune.zener_config import ZenerConfig
@@ -31,6 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def compare(args: Namespace) -> int:
     """Does what `main` was asked for, and writes report and plot into the folder."""
     config = resolved(read(Path(args.settings)), args)
+    try:
+        sizes(config.k)
+    except ArgumentTypeError as error:
+        raise ValueError(f"k: {error}") from error
     from eval.plots import check_matplotlib, plot_zener
     from finetune.compare import probe, tune
     from finetune.page import put, tables

@@ -85,6 +85,12 @@ def test_settings_that_do_not_fit_are_told(text, said, tmp_path):
         zener.read(tmp_path / "mine.yaml")
 
 
+def test_grids_that_are_none_are_told(tmp_path, capsys):
+    assert zener.main(["probe", str(SHIPPED), "--run", str(tmp_path / "run"), "--k", "1-14"]) == 1
+    assert capsys.readouterr().err.startswith("mmlm: k: '1-14' is no choice of grids: numbers from 1 to 13")
+    assert not (tmp_path / "run").exists()
+
+
 def part(right):
     return {"accuracy": right, "low": 0.0, "high": 1.0, "shuffled": 0.05, "uniform": 0.04, "constant": 0.1}
 
