@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmlm.samples import Sample, opened
-from vision.images import Source, open_image
+from mmlm.samples import Sample
+from vision.images import Source, open_image, opened
 
 THUMBNAIL = 320
 

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 from finetune.redraw import Redrawn, source
 from finetune.scenes import Scene, test_scenes, train_scenes
-from mmlm.samples import Image, Sample
+from mmlm.samples import Sample
 from mmlm.zoo import EXTRA
+from vision.images import Lazy
 
 EASY_VQA_CREDIT = "easy-VQA (MIT), Victor Zhou, github.com/vzhou842/easy-VQA"
 
@@ -33,7 +34,7 @@ def easy_vqa(split: str, images: int | None = None) -> list[Sample]:
 def redrawn(samples: Sequence[Sample], share: float, seed: int = 0) -> list[Sample]:
     """easy-VQA's `samples`, a share of their images drawn again at other sizes; samples of one image share it still."""
 
-    def shown(image: Image) -> Image:
+    def shown(image: Lazy) -> Lazy:
         chosen = random.Random(f"{seed} of {source(str(image))}").random() < share
         return Redrawn(str(image), seed) if chosen else image
 
@@ -42,7 +43,7 @@ def redrawn(samples: Sequence[Sample], share: float, seed: int = 0) -> list[Samp
 
 def named(samples: Sequence[Sample], question: str) -> list[Sample]:
     """A caption for every image of which easy-VQA's questions `samples` ask both color and shape: "a red circle"."""
-    known: dict[tuple[Image, ...], dict[str, str]] = {}
+    known: dict[tuple[Lazy, ...], dict[str, str]] = {}
     for sample in samples:
         known.setdefault(sample.images, {})[sample.kind] = sample.answer
     captions = {

@@ -16,8 +16,8 @@ from vision.pyramid import Pyramid, parse_tokens
 
 FORMAT = 3
 FOUND = ("fingerprint", "weights", "hidden", "channels", "format")  # no settings: they follow from the parts, or saving
-READ = ("ocr", "ocr_tokens")
-FREE = ("detail", "system", "caption_prompt", "mark", "image_last", *READ, "data", "scores")  # of any weights
+# Of any weights:
+FREE = ("detail", "system", "caption_prompt", "mark", "image_last", "ocr", "ocr_tokens", "data", "scores")
 RESAMPLER_LAYERS = 2  # unless the config says otherwise
 WRITTEN = ("architectures", "model_type", "transformers_version")  # into its file, for transformers' auto classes
 

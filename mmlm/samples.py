@@ -11,10 +11,7 @@ from mmlm.media import collate
 from mmlm.model import MultimodalLM
 from mmlm.processor import Marked
 from vision.features import FeatureCache
-from vision.images import ImageError, Lazy
-from vision.images import opened as opened  # of a sample
-
-Image = Lazy
+from vision.images import ImageError, Lazy, opened
 
 
 @dataclass(frozen=True)
@@ -23,7 +20,7 @@ class Sample:
 
     id: str
     """Unique in its data set."""
-    images: tuple[Image, ...]
+    images: tuple[Lazy, ...]
     """The images before the question; a function, called from one thread or another, makes one when it is needed."""
     question: str
     """What the user says."""
@@ -35,7 +32,7 @@ class Sample:
     """Group in reports: "yes/no", "shape", ..."""
 
 
-def identity(image: Image) -> Hashable:
+def identity(image: Lazy) -> Hashable:
     """What tells an image from others, without opening it: itself, or for arrays and PIL images their place."""
     return image if isinstance(image, Hashable) else id(image)
 

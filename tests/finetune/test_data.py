@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 
 from finetune.data import easy_vqa, kind_of, named, redrawn, scenes
-from mmlm.samples import Sample, encode_images, opened
+from mmlm.samples import Sample, encode_images
 from vision.encoder import VisionEncoder, prepare
 from vision.features import FeatureCache, pictures_key
-from vision.images import open_image
+from vision.images import open_image, opened
 
 ANSWERS = {"yes", "no", "circle", "rectangle", "triangle"}
 

@@ -30,7 +30,8 @@ from finetune.quickstart import (
 )
 from finetune.redraw import Redrawn
 from mmlm import cli
-from mmlm.samples import Sample, opened
+from mmlm.samples import Sample
+from vision.images import opened
 
 
 def question(n, image, asked, answer, kind):
