@@ -183,6 +183,7 @@ class MultimodalLM(Pretrained):
         found = fingerprints(nn.ModuleDict({"decoder": built, "vision": encoder}), config.unfreeze)
         store.check_fingerprint(config, found, name)
         store.check_layers(config, len(find_layers(built)), name)
+        store.check_maps(config, encoder.channels, name)
         model = cls(config, built, tokenizer, encoder, ocr)
         store.fill(model.saved(), weights, name)
         model.name_or_path = config.name_or_path = str(name)

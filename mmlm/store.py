@@ -161,3 +161,12 @@ def check_layers(config: AdapterConfig, count: int, name: str | os.PathLike[str]
             f"{name}: {CONFIG} puts blocks before layers {config.layers}, and the decoder has layers 0 to "
             f"{count - 1}: it is damaged; copy it anew"
         )
+
+
+def check_maps(config: AdapterConfig, channels: list[int], name: str | os.PathLike[str]) -> None:
+    """ValueError if the backbones at hand give other maps, of the same weights: a built one may leave some out."""
+    if config.channels != channels:
+        raise ValueError(
+            f"{name}: trained on feature maps of {config.channels} channels, and those of vision= have {channels}; "
+            "build it as it was then, with the same out_indices"
+        )

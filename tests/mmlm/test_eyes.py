@@ -98,6 +98,14 @@ def test_built_modules_are_saved_and_have_to_be_given_again(make_model, open_gat
         reload(tmp_path, vision=[cnn(), clip()])
 
 
+def test_a_built_module_that_gives_other_maps_is_refused(make_model, reload, tmp_path):
+    first, other = (timm.create_model("test_resnet", features_only=True, out_indices=(n, 4)) for n in (3, 2))
+    other.load_state_dict(first.state_dict())
+    make_model(vision=first).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="trained on feature maps of"):
+        reload(tmp_path, vision=other)
+
+
 def test_the_feature_cache_holds_both(names, make_model, picture, tmp_path):
     encoder = make_model(vision=names, tokens=MINE).vision
     cache = FeatureCache(encoder, tmp_path)
