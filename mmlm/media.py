@@ -94,7 +94,7 @@ def collate(
         assert isinstance(image, Prepared)
         pixels.append(image.pixels)
         for m in maps:
-            cells[m].append(image.cells[m] + torch.tensor([first, 0]))
+            cells[m].append(image.cells[m] + torch.tensor([first, 0], device="cpu"))
         first += len(image.pixels)
     batch["pixel_values"] = torch.cat(pixels)
     batch["media_cells"] = tuple(torch.cat(parts) for parts in cells)

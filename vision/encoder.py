@@ -131,7 +131,7 @@ class VisionEncoder(nn.Module):
     def encode_ready(self, ready: Sequence[Prepared]) -> list[Features]:
         """Prepared images -> the features of each; their pictures share the passes of the backbone."""
         firsts = accumulate((len(one.pixels) for one in ready[:-1]), initial=0)
-        offsets = [torch.tensor([first, 0]) for first in firsts]
+        offsets = [torch.tensor([first, 0], device="cpu") for first in firsts]
         by_map = list(zip(*(one.cells for one in ready), strict=True))
         cells = [torch.cat([its + to for its, to in zip(mine, offsets, strict=True)]) for mine in by_map]
         pixels = ready[0].pixels if len(ready) == 1 else torch.cat([one.pixels for one in ready])

@@ -194,4 +194,5 @@ def layout(pyramid: Pyramid, plan: TilePlan, extents: tuple[tuple[int, int], ...
                     rows[level.source].append((picture, cell, slot + square, row, column, int(real)))
             cells[level.source] += level.grid**2
             slot += level.grid**2
-    return tuple(torch.tensor(rows[source], dtype=torch.int64).view(-1, 6) for source in pyramid.sources)
+    # on the CPU whatever the default device is: they are kept for callers with another
+    return tuple(torch.tensor(rows[source], dtype=torch.int64, device="cpu").view(-1, 6) for source in pyramid.sources)

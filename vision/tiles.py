@@ -124,7 +124,7 @@ def cut_tiles(
     overview = _resized(whole, _overview(*full))
     views = [overview]
     views += [whole[top:bottom, left:right] for left, top, right, bottom in plan.boxes if plan.pictures > 1]
-    row = torch.tensor(fill, dtype=torch.uint8).repeat(TILE)
+    row = torch.tensor(fill, dtype=torch.uint8, device="cpu").repeat(TILE)
     pixels = row.expand(len(views), TILE, -1).contiguous().view(len(views), TILE, TILE, 3)
     for picture, view in zip(pixels, views, strict=True):
         picture[: view.shape[0], : view.shape[1]] = view

@@ -13,7 +13,7 @@ from vision.ahead import cores
 from vision.backbone import load_backbone
 from vision.encoder import Features, VisionEncoder, prepare
 from vision.images import ImageError
-from vision.pyramid import Level, Pyramid
+from vision.pyramid import Level, Pyramid, layout
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +89,16 @@ def test_one_pass_shows_each_picture_once(size, pictures, encoder, shown, pictur
     """A one-tile image is one picture, overview and tile alike."""
     encoder.encode(picture(size=size))
     assert sum(shown) == pictures
+
+
+def test_another_default_device_leaves_pixels_and_cells_on_the_cpu(encoder, picture):
+    """And what was laid out under it is kept for those without."""
+    layout.cache_clear()
+    with torch.device("meta"):
+        away = encoder.encode(picture())
+    home = encoder.encode(picture())
+    for one, other in zip(away.values + away.places, home.values + home.places, strict=True):
+        assert one.equal(other)
 
 
 def test_images_of_one_batch_do_not_mix(encoder, picture):
