@@ -20,7 +20,8 @@ def ahead(work: Callable[[Item], Result], items: Iterable[Item], *, alone: bool)
 
     Args:
         alone: the threads do all that is computed. They are as many as torch has, and each computes by itself: no
-            thread waits for another at the end of every layer. Otherwise they are as many as there are cores.
+            thread waits for another at the end of every layer. Otherwise they are as many as there are cores. Threads
+            that others start meanwhile compute by themselves, too: torch has one number for all that are to come.
     """
     threads = torch.get_num_threads()
     count = threads if alone else cores()

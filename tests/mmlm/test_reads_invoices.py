@@ -23,16 +23,15 @@ def run(tmp_path_factory):
 
 def right(run, folder, capsys, *options):
     """How many totals the command line's answer names, as the first amount in it."""
-    found = 0
+    said = []
     for seed in range(COUNT):
         image, total = invoice(seed)
         image.save(folder / "invoice.png")
         words = ["ask", str(folder / "invoice.png"), "What is the total?", "--model", run, "--tokens", "24", *options]
         assert cli.main(words) == 0
-        answer = capsys.readouterr().out
-        found += AMOUNT.findall(answer)[:1] == [total]
-        print(f"{seed} {total}: {answer.strip()!r}")
-    return found
+        said.append((total, capsys.readouterr().out.strip()))
+    print(*said, sep="\n")  # after the last: what is printed before is taken for the next answer
+    return sum(AMOUNT.findall(answer)[:1] == [total] for total, answer in said)
 
 
 @pytest.mark.slow

@@ -3,8 +3,6 @@
 import io
 import os
 import struct
-import subprocess
-import sys
 import threading
 import time
 import warnings
@@ -528,15 +526,6 @@ def test_bombs(name: str) -> None:
     start = time.process_time()
     image_or_error(data)
     assert time.process_time() - start < mutants.SECONDS
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited as Linux does it")
-def test_all_bombs_within_their_memory_and_time(tmp_path: Path) -> None:
-    run = [sys.executable, mutants.__file__, "--last", "0", "--folder", str(tmp_path)]
-    done = subprocess.run(run, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
-    assert f"{len(mutants.bombs())} files, 0 failed" in done.stdout
 
 
 def test_a_jpeg_of_countless_scans_is_refused() -> None:
