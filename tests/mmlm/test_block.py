@@ -179,7 +179,9 @@ def test_folded_it_is_as_near_to_the_exact_result(heads, d, shape, dtype, masked
     if dtype == torch.float32:
         torch.testing.assert_close(folded, plain, atol=1e-4, rtol=1e-4)
     off = [(result.float() - exact).square().mean().sqrt() for result in (folded, plain)]
-    assert off[0] <= 1.5 * off[1] + 1e-3 * exact.std() + 1e-5
+    assert (
+        off[0] <= 1.5 * off[1] + torch.finfo(dtype).eps / 2 * exact.std() + 1e-5
+    )  # of few numbers chance may be larger
 
 
 def stepped(optimizer, **settings):
