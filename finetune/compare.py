@@ -5,7 +5,6 @@ give a report whose `tokens` has the scores by configuration.
 """
 
 import json
-import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -38,10 +37,11 @@ from vision.ahead import ahead
 from vision.backbone import Backbone, load_backbone
 from vision.encoder import VisionEncoder
 from vision.features import FeatureCache
+from vision.files import whole_file
 
 TRAIN, TEST = "train", "test"  # what the seeds of pictures begin with
 DATA = ["Zener cards"]  # for the model card
-DONE, DRAFT = "tuned.json", "tuned.part"  # of what is finished; `mmlm eval zener` writes a zener.json of its own there
+DONE = "tuned.json"  # of what is finished; `mmlm eval zener` writes a zener.json of its own there
 
 
 def probe(config: ZenerConfig) -> dict[str, Any]:
@@ -93,8 +93,8 @@ def tune(config: ZenerConfig, folder: Path, *, overwrite: bool = False) -> dict[
         if not (run / DONE).exists():
             report = tune_one(config, name, backbone, run)
             write(report, run)
-            (run / DRAFT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-            os.replace(run / DRAFT, run / DONE)
+            with whole_file(run / DONE) as draft:
+                draft.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         results[name] = json.loads((run / DONE).read_text(encoding="utf-8"))
     return {"config": asdict(config), "tokens": results}
 

@@ -17,11 +17,11 @@ from itertools import groupby
 from pathlib import Path
 from threading import Lock
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 from PIL import Image
 
+from vision.files import whole_file
 from vision.images import Source, open_image, pixels_key
 from vision.order import TALL, reading_rows
 
@@ -93,13 +93,8 @@ class Reader:
         except (FileNotFoundError, ValueError):  # damaged: read anew
             pass
         found = find_lines(picture, self.run)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f"{uuid4().hex}.part")
-        try:
+        with whole_file(path) as draft:
             draft.write_text(json.dumps(found), encoding="utf-8")
-            os.replace(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
         return found
 
 
