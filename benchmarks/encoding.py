@@ -1,15 +1,16 @@
 """How much of a backbone's own speed is left from JPEGs to embeddings: `python benchmarks/encoding.py`.
 
     ours      the whole front end, from paths to features: `VisionEncoder.encode_all` opens, tiles, encodes and pools
+    padded    the same, the backbone shown all of each picture, as in the loops; "ours" does not show padding to a CNN
     one       the same backbone in a plain loop, without gradients, a picture a call; the same pictures, opened, tiled,
               normalised, in the network's dtype and channels last before the clock starts
     batch     the same, so many pictures a call as --batch says
 
 All in one process, in turns over so many of the images, each turn in another order. Other work on the machine slows
-all of a turn, so the ratio of each turn counts: the time of the faster loop over ours. That of processor time stands
-beside: what the front end costs, even where cores idle. The JPEGs are generated first, or once into --folder: 1 to 12
-megapixels, noise of every scale as in photographs with shapes drawn over it, about 0.3 bytes a pixel, some turned by
-EXIF.
+all of a turn, so the ratio of each turn counts: the time of the faster loop over ours, and over that of "padded". That
+of processor time stands beside: what the front end costs, even where cores idle. The JPEGs are generated first, or once
+into --folder: 1 to 12 megapixels, noise of every scale as in photographs with shapes drawn over it, about 0.3 bytes a
+pixel, some turned by EXIF.
 """
 
 import argparse
@@ -103,16 +104,24 @@ def runs(encoder: VisionEncoder, paths: list[Path], batch: int) -> dict[str, Cal
     for to, picture in zip(normal, pictures, strict=True):
         to.copy_(torch.addcmul(backbone.shift.float(), picture.float(), backbone.scale.float()))
 
-    def ours() -> None:
+    def ours(any_size: bool = backbone.any_size) -> None:
+        backbone.any_size, before = any_size, backbone.any_size
         for features in encoder.encode_all(paths):
             assert not isinstance(features, ImageError), features
+        backbone.any_size = before
 
     @torch.no_grad()
     def loop(count: int) -> None:
         for chunk in normal.split(count):
             backbone.maps(chunk)
 
-    return {"ours": ours, "one": lambda: loop(1), "batch": lambda: loop(batch), "pictures": lambda: len(pictures)}
+    return {
+        "ours": ours,
+        "padded": lambda: ours(any_size=False),
+        "one": lambda: loop(1),
+        "batch": lambda: loop(batch),
+        "pictures": lambda: len(pictures),
+    }
 
 
 # -- the clock --------------------------------------------------------------------------------------------------------
@@ -138,13 +147,13 @@ def measure(encoder: VisionEncoder, paths: list[Path], args: argparse.Namespace)
         pictures.append(contenders.pop("pictures")())
         if not start:
             contenders["ours"]()  # to warm up
-        turns.append({name: seconds(contenders[name]) for name in order.sample(list(contenders), 3)})
+        turns.append({name: seconds(contenders[name]) for name in order.sample(list(contenders), len(contenders))})
     found: dict[str, Any] = {"pictures": sum(pictures)}
-    for name in ("ours", "one", "batch"):
+    for name in turns[0]:
         found[name] = spread([turn[name][0] / shown * 1e3 for turn, shown in zip(turns, pictures, strict=True)])
-    for which, title in enumerate(("ratio", "processors")):
-        found[title] = spread([min(turn["one"][which], turn["batch"][which]) / turn["ours"][which] for turn in turns])
-    total = {name: sum(turn[name][0] for turn in turns) for name in ("ours", "one", "batch")}
+    for title, name, which in (("ratio", "ours", 0), ("padded_ratio", "padded", 0), ("processors", "ours", 1)):
+        found[title] = spread([min(turn["one"][which], turn["batch"][which]) / turn[name][which] for turn in turns])
+    total = {name: sum(turn[name][0] for turn in turns) for name in turns[0]}
     return found | {"whole": round(min(total["one"], total["batch"]) / total["ours"], 3)}
 
 

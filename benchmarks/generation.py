@@ -43,6 +43,7 @@ from transformers import (
 from mmlm import zoo
 from mmlm.decoder import fast_device, find_layers, load_decoder
 from mmlm.experts import use_padded_experts
+from mmlm.media import EYES
 from mmlm.model import MultimodalLM
 from mmlm.splice import Splice
 
@@ -119,8 +120,8 @@ def ours(args: argparse.Namespace) -> Contender:
         text = {"input_ids": ids.to(model.device), "attention_mask": torch.ones_like(ids, device=model.device)}
         text |= {"max_new_tokens": args.new, "min_new_tokens": args.new, "do_sample": False, "pad_token_id": 0}
         pixels = shown | text | {"media_index": torch.zeros_like(text["input_ids"])}  # every token sees the image
-        media = {key: value for key, value in pixels.items() if key not in ("pixel_values", "media_cells")}
-        media["media_values"] = model.vision(pixels["pixel_values"], pixels["media_cells"])
+        media = {key: value for key, value in pixels.items() if key not in EYES}
+        media["media_values"] = model.vision(*(pixels[key] for key in EYES))
 
         def alone() -> None:
             model.splice.detach()

@@ -14,7 +14,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from vision.ocr import check_name
 from vision.pyramid import Pyramid, parse_tokens
 
-FORMAT = 3
+FORMAT = 4
 FOUND = ("fingerprint", "weights", "hidden", "channels", "format")  # no settings: they follow from the parts, or saving
 # Of any weights:
 FREE = ("detail", "system", "caption_prompt", "mark", "image_last", "ocr", "ocr_tokens", "data", "scores")

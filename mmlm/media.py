@@ -3,6 +3,7 @@
 A batch has R rows of text and I distinct images, each of which any rows may show, any number of times, in any order.
 
     pixel_values   uint8 [P, 3, 512, 512]   all pictures of all images   } either
+    pixel_extents  int64 [P, 2]             width, height of the image   } of these
     media_cells    per map int64 [N, 2]     (picture, cell) to pool      }
     media_values   per map [N, C]           features, pooled before      } or
     media_places   int64 [sum of N, 3]      slot, tile row, tile column of each cell, in the order of the maps
@@ -34,9 +35,9 @@ from mmlm.resampler import views_of
 from vision.encoder import Features, Prepared
 from vision.pyramid import Pyramid
 
+EYES = ("pixel_values", "pixel_extents", "media_cells")  # what the vision encoder takes, in its order
 KEYS = (
-    "pixel_values",
-    "media_cells",
+    *EYES,
     "media_values",
     "media_places",
     "media_reads",
@@ -89,14 +90,17 @@ def collate(
         return batch
     first = 0
     pixels: list[Tensor] = []
+    extents: list[Tensor] = []
     cells: list[list[Tensor]] = [[] for _ in maps]
     for image in images:
         assert isinstance(image, Prepared)
         pixels.append(image.pixels)
+        extents.append(image.extents)
         for m in maps:
             cells[m].append(image.cells[m] + torch.tensor([first, 0], device="cpu"))
         first += len(image.pixels)
     batch["pixel_values"] = torch.cat(pixels)
+    batch["pixel_extents"] = torch.cat(extents)
     batch["media_cells"] = tuple(torch.cat(parts) for parts in cells)
     return batch
 

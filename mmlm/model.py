@@ -28,7 +28,7 @@ from mmlm.chat import Chat
 from mmlm.config import AdapterConfig, fit_config
 from mmlm.decoder import find_layers, home, load_decoder
 from mmlm.experts import use_padded_experts
-from mmlm.media import KEYS, View, casting
+from mmlm.media import EYES, KEYS, View, casting
 from mmlm.pretrained import Pretrained
 from mmlm.processor import Message, Processor, Text, is_one
 from mmlm.recompute import Recompute
@@ -234,7 +234,7 @@ class MultimodalLM(Pretrained):
         """The media part of a batch as the gated blocks see it; `before`, how many images its row had before these."""
         values = media.get("media_values")
         if values is None:
-            values = self.vision(media["pixel_values"], media["media_cells"])
+            values = self.vision(*(media[key] for key in EYES))
         dtype = self.decoder.dtype
         with casting(self.device, dtype):
             embeddings = self.adapter.media(list(map(at_least_fp32, values)), media, self.recompute.on)

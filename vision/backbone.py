@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from vision.maps import fitting_side, read_maps, resize_network
+from vision.maps import fitting_side, read_maps, resize_network, takes_any_size
 from vision.networks import Network, built_network, timm_networks
 from vision.tiles import TILE
 
 MODULE = "module/"  # begins the name of a backbone that was given built, and cannot be loaded by name
+NARROW = TILE // 4  # a picture may be as narrow as that
 REFUSALS = (AssertionError, RuntimeError, ValueError)  # what networks raise for pictures that they do not take
 
 
@@ -27,7 +28,8 @@ class Backbone(nn.Module):
         name: what `load_backbone` would load it by again; goes into configs and cache keys.
         side: of the pictures that the network itself takes; a tile is resized to it, so that a map covers all of it.
 
-    A backbone is frozen and in eval mode, and stays so under `train()`.
+    A backbone is frozen and in eval mode, and stays so under `train()`. `any_size` says that it takes the upper left
+    part of a picture, too, as a CNN does: what is padding need not be shown to it.
     """
 
     def __init__(
@@ -49,6 +51,17 @@ class Backbone(nn.Module):
             raise ValueError(f"its maps have shapes {shapes}")
         self.channels: list[int] = [shape[1] for shape in shapes]
         self.sides: list[int] = [shape[2] for shape in shapes]
+        self.any_size: bool = side == TILE and takes_any_size(self.maps) and self._takes(TILE, NARROW)
+
+    @torch.no_grad()
+    def _takes(self, height: int, width: int) -> bool:
+        """Are the maps of such a picture as large a part of those of a whole one?"""
+        try:
+            maps = self(torch.zeros(1, 3, height, width, dtype=torch.uint8, device=self.scale.device))
+        except REFUSALS:
+            return False
+        wanted = [(side * height / TILE, side * width / TILE) for side in self.sides]
+        return [tuple(one.shape[2:]) for one in maps] == wanted
 
     def train(self, mode: bool = True) -> "Backbone":
         return super().train(False)
@@ -56,6 +69,7 @@ class Backbone(nn.Module):
     def forward(self, pictures: Tensor, depths: Sequence[int] | None = None) -> list[Tensor]:
         """uint8 [P, 3, 512, 512] -> a list of [P, C, h, w]: those of these depths (-1: the deepest), or all in order.
 
+        With `any_size`, the upper left part of pictures gives that of maps, where its sides are multiples of 128.
         What comes after the deepest one that is asked for is not run, where the network allows that.
         """
         rows = pictures.permute(0, 2, 3, 1).flatten(2).float()  # [P, h, w * 3]: six times as fast as by pixel

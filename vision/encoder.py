@@ -3,14 +3,16 @@
 P pictures, N cells of one feature map, C its channels.
 """
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import accumulate
+from functools import cached_property, partial
+from itertools import accumulate, groupby
 from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from vision.ahead import ahead
 from vision.backbone import Backbone
@@ -18,8 +20,9 @@ from vision.images import ImageError, Lazy, Source, open_reduced, opened
 from vision.pyramid import CELL, PICTURE, REAL, SLOT, Pyramid, layout
 from vision.tiles import TILE, cut_tiles, plan_tiles, view_size
 
-CPU_CHUNK = 1  # pictures at a time on a CPU: four do not fit its caches, and took 1.5 times as long each
-BATCH = 64  # pictures at a time elsewhere
+CPU_BATCH = 1  # pictures a pass on a CPU: four do not fit its caches, and took 1.5 times as long each
+BATCH = 64  # pictures a pass elsewhere
+STEP = 128  # pixels: what is shown of a picture is a multiple of it, so that kernels are made for 16 sizes at most
 
 Result = TypeVar("Result")
 
@@ -43,13 +46,24 @@ class Prepared:
     """One image made ready for the backbone.
 
     pixels: uint8 [P, 3, 512, 512].
+    extents: int64 [P, 2]: width and height of what is image in each picture; the rest is padding.
     cells: per pooled map int64 [N, 2]: picture and cell, 85 + 170 a tile, or a resampler's, less those of padding.
     places: as in `Features`.
     """
 
     pixels: Tensor
+    extents: Tensor
     cells: tuple[Tensor, ...]
     places: tuple[Tensor, ...]
+
+    @cached_property
+    def key(self) -> str:
+        """A hash of all that the backbone is shown of an image, and of what becomes an embedding, and where."""
+        digest = hashlib.sha256()
+        for tensor in (self.pixels.permute(0, 2, 3, 1), self.extents, *self.cells, *self.places):
+            digest.update(f"{tuple(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().numpy().data)
+        return digest.hexdigest()[:32]
 
 
 def prepare(image: Source, pyramid: Pyramid, detail: str) -> Prepared:
@@ -58,7 +72,13 @@ def prepare(image: Source, pyramid: Pyramid, detail: str) -> Prepared:
     pictures = cut_tiles(view, detail, full=full)
     rows = [table[table[:, REAL] == 1] for table in layout(pyramid, pictures.plan, pictures.extents)]
     cells = tuple(table[:, [PICTURE, CELL]] for table in rows)
-    return Prepared(pictures.pixels, cells, tuple(table[:, SLOT:REAL] for table in rows))
+    extents = torch.tensor(pictures.extents, device="cpu")
+    return Prepared(pictures.pixels, extents, cells, tuple(table[:, SLOT:REAL] for table in rows))
+
+
+def grown(maps: Tensor, side: int) -> Tensor:
+    """[P, C, h, w] -> [P, C, side, side], 0 to the right and below."""
+    return pad(maps, (0, side - maps.shape[3], 0, side - maps.shape[2]))
 
 
 class VisionEncoder(nn.Module):
@@ -107,21 +127,45 @@ class VisionEncoder(nn.Module):
         """Do threads encode image by image, rather than one thread their pictures in batches?"""
         return self.device.type == "cpu"
 
-    def forward(self, pixels: Tensor, cells: list[Tensor] | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """uint8 [P, 3, 512, 512] and, per pooled map, cells [N, 2] (picture, cell) -> per pooled map [N, C]."""
-        chunks = pixels.split(CPU_CHUNK if pixels.device.type == "cpu" else BATCH)
-        pooled = [self.pyramid.pool(self.maps(chunk)) for chunk in chunks]
+    def forward(self, pixels: Tensor, extents: Tensor, cells: list[Tensor] | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Pictures of all sizes -> per pooled map [N, C]: the cells that were asked for.
+
+        Args:
+            pixels: uint8 [P, 3, 512, 512].
+            extents: int64 [P, 2]: width and height of what is image in each.
+            cells: per pooled map int64 [N, 2]: picture and cell.
+        """
+        sizes = [self.shown(*extent) for extent in extents.tolist()]
+        order = sorted(range(len(sizes)), key=sizes.__getitem__)
+        batch = CPU_BATCH if pixels.device.type == "cpu" else BATCH
+        pooled = []
+        for (width, height), its in groupby(order, sizes.__getitem__):
+            fit = batch * TILE * TILE // (width * height)  # parts are as many as cover that many pictures
+            for numbers in torch.tensor(list(its), device=pixels.device).split(fit):
+                maps = self.maps(pixels[numbers], width, height)
+                pooled.append(self.pyramid.pool(maps, extents[numbers]))
+        back = torch.tensor(order, device=pixels.device).argsort()
         return tuple(
-            torch.cat(parts)[chosen[:, 0], chosen[:, 1]]
+            torch.cat(parts)[back[chosen[:, 0]], chosen[:, 1]]
             for parts, chosen in zip(zip(*pooled, strict=True), cells, strict=True)
         )
 
-    def maps(self, pictures: Tensor) -> list[dict[int, Tensor]]:
-        """uint8 [P, 3, 512, 512] -> per backbone the maps that are pooled, by depth: no others are kept."""
-        return [
-            dict(zip(depths, backbone(pictures, depths), strict=True))
-            for backbone, depths in zip(self.backbones, self.depths, strict=True)
-        ]
+    def shown(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height of what is shown of a picture of which so much is image: all of it, or all but padding."""
+        if not all(backbone.any_size for backbone in self.backbones):
+            return TILE, TILE
+        return -(-width // STEP) * STEP, -(-height // STEP) * STEP
+
+    def maps(self, pictures: Tensor, width: int = TILE, height: int = TILE) -> list[dict[int, Tensor]]:
+        """uint8 [P, 3, 512, 512] -> per backbone the maps that are pooled, by depth: no others are kept.
+
+        Of each `width` x `height` are shown, as `shown` has them; beyond, maps are 0.
+        """
+        found = []
+        for backbone, depths in zip(self.backbones, self.depths, strict=True):
+            maps = backbone(pictures[:, :, :height, :width], depths)
+            found.append({depth: grown(one, backbone.sides[depth]) for depth, one in zip(depths, maps, strict=True)})
+        return found
 
     def encode(self, image: Source) -> Features:
         """One image -> its features. ImageError if it cannot be opened."""
@@ -135,7 +179,8 @@ class VisionEncoder(nn.Module):
         by_map = list(zip(*(one.cells for one in ready), strict=True))
         cells = [torch.cat([its + to for its, to in zip(mine, offsets, strict=True)]) for mine in by_map]
         pixels = ready[0].pixels if len(ready) == 1 else torch.cat([one.pixels for one in ready])
-        values = self(pixels.to(self.device), [its.to(self.device) for its in cells])
+        extents = torch.cat([one.extents for one in ready])
+        values = self(pixels.to(self.device), extents.to(self.device), [its.to(self.device) for its in cells])
         parts = [all_.split([len(its) for its in mine]) for all_, mine in zip(values, by_map, strict=True)]
         return [Features(its, one.places) for its, one in zip(zip(*parts, strict=True), ready, strict=True)]
 

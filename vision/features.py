@@ -11,14 +11,16 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from vision.encoder import Features, Prepared, VisionEncoder, prepare
+from vision.files import whole_file
 from vision.images import ImageError, Lazy, opened
+
+FORM = 2  # of what encoders make of the same pictures; counts up when they make something else
 
 
 class FeatureCache:
@@ -65,39 +67,22 @@ class FeatureCache:
         return self.folder / key[:2] / f"{key}.safetensors"
 
     def _known(self, ready: Prepared) -> str | None:
-        key = pictures_key(ready)
-        return key if self._path(key).exists() else None
+        return ready.key if self._path(ready.key).exists() else None
 
     def _write(self, ready: Prepared, features: Features) -> str:
-        key = pictures_key(ready)
-        path = self._path(key)
-        path.parent.mkdir(exist_ok=True)
         tensors = {f"values{i}": value.cpu().contiguous() for i, value in enumerate(features.values)}
         tensors |= {f"places{i}": place.to(torch.int16) for i, place in enumerate(features.places)}
-        draft = path.with_name(f"{uuid4().hex}.part")
-        try:
+        with whole_file(self._path(ready.key)) as draft:
             draft.write_bytes(save(tensors))  # save_file would make a file for its owner alone
-            os.replace(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
-        return key
-
-
-def pictures_key(ready: Prepared) -> str:
-    """A hash of all that the backbone is shown of an image, and of what becomes an embedding, and where."""
-    digest = hashlib.sha256()
-    for tensor in (ready.pixels.permute(0, 2, 3, 1), *ready.cells, *ready.places):
-        digest.update(f"{tuple(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().numpy().data)
-    return digest.hexdigest()[:32]
+        return ready.key
 
 
 def settings_key(encoder: VisionEncoder) -> str:
     """A hash of all that features depend on beside the image: backbones, their weights and dtype, pyramid, detail."""
     digest = hashlib.blake2b(digest_size=8)
     # a built network's name and weights do not tell its strides, nor which of its maps it gives
-    eyes = [[its.name, its.side, its.channels, its.sides] for its in encoder.backbones]
-    digest.update(json.dumps([eyes, asdict(encoder.pyramid), encoder.detail]).encode())
+    eyes = [[its.name, its.side, its.any_size, its.channels, its.sides] for its in encoder.backbones]
+    digest.update(json.dumps([FORM, eyes, asdict(encoder.pyramid), encoder.detail]).encode())
     for backbone in encoder.backbones:
         weights = backbone.state_dict() | {"scale": backbone.scale, "shift": backbone.shift}  # of mean and std
         for name, tensor in sorted(weights.items()):

@@ -43,6 +43,16 @@ def fitting_side(network: Any) -> int:
     return round(TILE / coarsest) * coarsest
 
 
+def takes_any_size(network: nn.Module) -> bool:
+    """Is a part of a picture all that the maps of that part are made of, but for a fringe, as convolutions go?
+
+    Not where there is attention or an encoding of positions, told by their classes' names, as few networks without
+    would be: they may know places by a table for one size, or count them in parts of the whole.
+    """
+    names = [type(module).__name__.lower() for module in network.modules()]
+    return not any(word in name for name in names for word in ("attention", "attn", "position"))
+
+
 def resize_network(network: Any, side: int) -> None:
     """Makes a built network take pictures of another side: its position embeddings are interpolated.
 

@@ -78,22 +78,36 @@ class Pyramid:
         """The feature maps that are pooled, each as (backbone, map): by backbone, the deepest first."""
         return tuple(sorted({level.source for level in self.overview + self.tile}, key=lambda one: (one[0], -one[1])))
 
-    def pool(self, maps: Sequence[Mapping[int, Tensor] | Sequence[Tensor]]) -> tuple[Tensor, ...]:
+    def pool(self, maps: Sequence[Mapping[int, Tensor] | Sequence[Tensor]], extents: Tensor) -> tuple[Tensor, ...]:
         """Per backbone its maps of P pictures [P, C, h, w] -> per source its cells [P, cells, C], overview first.
 
-        Maps of a backbone: all of them in order, or by depth (-1: the deepest) those that are pooled.
+        A cell is the mean of what of the map it covers and shows any of the image; one of padding alone is 0.
+
+        Args:
+            maps: of a backbone all of them in order, or by depth (-1: the deepest) those that are pooled.
+            extents: int64 [P, 2]: width and height in pixels of what is image in each picture of 512x512.
         """
-        return tuple(
-            torch.cat(
-                [
-                    adaptive_avg_pool2d(maps[backbone][depth], level.grid).flatten(2).transpose(1, 2)
-                    for level in self.overview + self.tile
-                    if level.source == (backbone, depth)
-                ],
-                dim=1,
-            )
-            for backbone, depth in self.sources
-        )
+        pooled = []
+        for backbone, depth in self.sources:
+            its = maps[backbone][depth]
+            real = real_part(extents, its)
+            its = its.where(real, 0)
+            parts = []
+            for level in self.overview + self.tile:
+                if level.source == (backbone, depth):
+                    share = adaptive_avg_pool2d(real.to(its.dtype), level.grid)
+                    cells = adaptive_avg_pool2d(its, level.grid) / share.where(share > 0, 1)
+                    parts.append(cells.flatten(2).transpose(1, 2))
+            pooled.append(torch.cat(parts, dim=1))
+        return tuple(pooled)
+
+
+def real_part(extents: Tensor, maps: Tensor) -> Tensor:
+    """Which squares of maps [P, C, h, w] show any of the image: bool [P, 1, h, w]; `extents` as in `Pyramid.pool`."""
+    (width, height), (h, w) = extents.T[:, :, None], maps.shape[2:]
+    columns = torch.arange(w, device=maps.device) * TILE < width * w
+    rows = torch.arange(h, device=maps.device) * TILE < height * h
+    return (rows[:, :, None] & columns[:, None, :])[:, None]
 
 
 TOKENS: dict[str, dict[str, list[list[int]]]] = {

@@ -21,6 +21,7 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
+from mmlm.media import EYES
 from mmlm.model import NEW_TOKENS
 
 GREEDY = {"max_new_tokens": 10, "do_sample": False}
@@ -578,7 +579,7 @@ def test_sampling_from_one_an_assistant_changes_no_word(shared, small, read):
 def test_features_seen_before_serve_an_assistant_of_the_same_eyes(shared, small, make_model, tiny_vision, read):
     batch = read(shared, "one")
     wanted = plain_loop(shared, batch)
-    batch["media_values"] = shared.vision(batch.pop("pixel_values"), batch.pop("media_cells"))
+    batch["media_values"] = shared.vision(*(batch.pop(key) for key in EYES))
     assert shared.generate_tokens(batch, **GREEDY, assistant_model=small)[0].tolist() == wanted
     with pytest.raises(ValueError, match="are what the model's own eyes saw, and assistant_model= has others"):
         shared.generate(**batch, assistant_model=make_model(vision=copy.deepcopy(tiny_vision)))

@@ -13,6 +13,7 @@ from parts import bytes_of, logits, media_of, text_of
 from timm.models import save_for_hf
 
 from mmlm.adapter import IMAGES
+from mmlm.media import EYES
 from mmlm.model import MultimodalLM
 from vision.encoder import VisionEncoder
 from vision.images import ImageError
@@ -352,8 +353,8 @@ def test_an_image_shown_in_several_rows_is_encoded_once(shared, picture):
 
 def test_features_pooled_before_are_pixels(shared, picture):
     batch = shared.processor([picture(1), picture(2, (600, 520))], ["What?", "And this?"])
-    values = shared.vision(batch["pixel_values"], batch["media_cells"])
-    pooled = {name: value for name, value in batch.items() if name not in ("pixel_values", "media_cells")}
+    values = shared.vision(*(batch[key] for key in EYES))
+    pooled = {name: value for name, value in batch.items() if name not in EYES}
     assert torch.equal(logits(shared, batch), logits(shared, {**pooled, "media_values": values}))
 
 

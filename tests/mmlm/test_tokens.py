@@ -6,6 +6,7 @@ from PIL import Image
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 
+from mmlm.media import EYES
 from vision.pyramid import TOKENS
 
 STEPS = 50
@@ -30,7 +31,7 @@ def test_images_that_differ_in_one_cell_are_told_apart(tokens, make_model, tiny_
 
     def batch_of(images):
         batch = dict(model.processor(list(images), ["Which is it?"] * 2))
-        batch["media_values"] = model.vision(batch.pop("pixel_values"), batch.pop("media_cells"))
+        batch["media_values"] = model.vision(*(batch.pop(key) for key in EYES))
         return batch
 
     def logits(batch):

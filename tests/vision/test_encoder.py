@@ -1,6 +1,7 @@
 """An image to embeddings: as many as the rule says less those of padding, each from its own place, always the same."""
 
 import threading
+from dataclasses import replace
 
 import pytest
 import timm
@@ -23,9 +24,11 @@ def encoder(tiny_vision):
 
 @pytest.fixture
 def shown(encoder):
-    """Numbers of pictures in each pass of the backbone, as they come."""
+    """How many pictures each pass of the backbone was shown, their height and width."""
     passes = []
-    handle = encoder.backbones[0].register_forward_pre_hook(lambda _, args: passes.append(len(args[0])))
+    handle = encoder.backbones[0].register_forward_pre_hook(
+        lambda _, args: passes.append((len(args[0]), *args[0].shape[2:]))
+    )
     yield passes
     handle.remove()
 
@@ -72,7 +75,8 @@ def test_places_are_unique(width, height, detail):
 def test_features_are_the_pooled_maps_at_their_cells(encoder, picture):
     image = picture(size=(512, 512))
     features = encoder.encode(image)
-    pooled = encoder.pyramid.pool([encoder.backbones[0](prepare(image, encoder.pyramid, "high").pixels)])
+    ready = prepare(image, encoder.pyramid, "high")
+    pooled = encoder.pyramid.pool([encoder.backbones[0](ready.pixels)], ready.extents)
     for value, cells, channels in zip(features.values, pooled, encoder.channels, strict=True):
         assert value.shape == (cells.shape[1], channels)
         torch.testing.assert_close(value.sort(0).values, cells[0].sort(0).values)
@@ -88,7 +92,34 @@ def test_the_same_image_gives_the_same_features(encoder, picture):
 def test_one_pass_shows_each_picture_once(size, pictures, encoder, shown, picture):
     """A one-tile image is one picture, overview and tile alike."""
     encoder.encode(picture(size=size))
-    assert sum(shown) == pictures
+    assert sum(count for count, *_ in shown) == pictures
+
+
+def test_padding_is_not_shown_to_a_network_that_needs_none(encoder, shown, picture):
+    """Parts of one size go together, as many as cover a picture."""
+    encoder.encode(picture(size=(1100, 500)))  # overview 512x233, two tiles 512x500, and one 76x500
+    encoder.encode(picture(size=(600, 600)))  # overview, and tiles 512x512, 88x512, 512x88, 88x88
+    wide, square = [(1, 256, 512), (1, 512, 128)], [(1, 128, 128), (1, 128, 512), (1, 512, 128)]
+    assert sorted(shown) == sorted(wide + square + [(1, 512, 512)] * 4)
+    shown.clear()
+    encoder.encode(picture(size=(768, 2048)))  # overview 192x512; tiles 512x512 and 256x512, four of each
+    assert sorted(shown) == [(1, 512, 256)] + [(1, 512, 512)] * 4 + [(2, 512, 256)] * 2
+
+
+@pytest.mark.parametrize(("kind", "any_size"), [("test_efficientnet", True), ("test_vit", False)])
+@pytest.mark.parametrize("size", [(1, 1), (300, 1), (1, 300), (700, 300), (600, 600), (20, 500), (513, 512)])
+def test_what_is_padded_does_not_matter(kind, any_size, size, picture, monkeypatch):
+    """Its color changes no embedding but those at its edge, which a network sees together with it."""
+    backbone = load_backbone(f"timm/{kind}", pretrained=False)
+    assert backbone.any_size == any_size
+    encoder = VisionEncoder(backbone)
+    ready = prepare(picture(size=size), encoder.pyramid, "high")
+    pixels = ready.pixels.clone()
+    for one, (width, height) in zip(pixels, ready.extents.tolist(), strict=True):
+        width, height = encoder.shown(width, height)
+        one[:, height:], one[:, :, width:] = 255, 0
+    other = encoder.encode_ready([replace(ready, pixels=pixels)])[0]
+    assert_same(encoder.encode_ready([ready])[0], other)
 
 
 def test_another_default_device_leaves_pixels_and_cells_on_the_cpu(encoder, picture):
@@ -105,7 +136,8 @@ def test_images_of_one_batch_do_not_mix(encoder, picture):
     images = [picture(1, (700, 300)), picture(2, (200, 200))]
     ready = [prepare(image, encoder.pyramid, "high") for image in images]
     cells = [ready[0].cells[m] for m in range(2)], [ready[1].cells[m] + torch.tensor([3, 0]) for m in range(2)]
-    together = encoder(torch.cat([one.pixels for one in ready]), [torch.cat(pair) for pair in zip(*cells, strict=True)])
+    pixels, extents = (torch.cat([getattr(one, name) for one in ready]) for name in ("pixels", "extents"))
+    together = encoder(pixels, extents, [torch.cat(pair) for pair in zip(*cells, strict=True)])
     alone = [encoder.encode(image).values for image in images]
     for got, parts in zip(together, zip(*alone, strict=True), strict=True):
         torch.testing.assert_close(got, torch.cat(parts), rtol=1e-4, atol=1e-5)
@@ -181,11 +213,16 @@ def test_many_images_give_in_order_what_each_gives_alone(kind, tiny_vision, pict
     encoder = kind(tiny_vision)
     images = [picture(seed, size) for seed, size in enumerate(SIZES)]
     lazy = [image if seed % 2 else lambda image=image: image for seed, image in enumerate(images)]
-    exact = {"rtol": 0, "atol": 0} if encoder.alone else {"rtol": 1e-4, "atol": 1e-5}
     found = list(encoder.encode_all(lazy))
     assert len(found) == len(images)
     for image, features in zip(images, found, strict=True):
-        assert_same(features, encoder.encode(image), **exact)
+        assert_same(features, encoder.encode(image), rtol=1e-4, atol=1e-5)
+    if encoder.alone:  # what one thread computes alone is the same wherever it does
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        for image, features in zip(images, found, strict=True):
+            assert_same(features, encoder.encode(image), rtol=0, atol=0)
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("kind", [VisionEncoder, Batched])

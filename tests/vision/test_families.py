@@ -46,6 +46,8 @@ FAMILIES = {  # the smallest real network of each, shrunk where its constructor 
     "NFNet": ("test_nfnet", {}),
 }
 SLOW = ("BEiT", "CoAtNet", "NFNet")
+ANY_SIZE = {"EfficientNet", "ResNet", "ConvNeXt", "RegNet", "MobileNet", "MambaOut", "MobileNetV4", "StarNet", "NFNet"}
+ANY_SIZE |= {"open_clip ConvNeXt", "open_clip ModifiedResNet"}
 TOWERS = {
     "open_clip ViT": {"layers": 4, "width": 32, "head_width": 16, "patch_size": 16, "image_size": 64},
     "open_clip ConvNeXt": {"timm_model_name": "test_convnext", "timm_proj": "linear", "image_size": 64},
@@ -152,6 +154,27 @@ def test_a_spot_is_seen_where_it_is(backbone):
             f"a spot {place} is seen in row {row}, column {column}"
         )
         assert min(row, 11 - row) <= 1 and min(column, 11 - column) <= 1
+
+
+@pytest.mark.parametrize("size", [(512, 200), (130, 512)])
+def test_a_spot_is_seen_where_it_is_in_a_narrow_picture(size, backbone):
+    """Of which a CNN is shown a part."""
+    encoder, ground = VisionEncoder(backbone), Image.new("RGB", size, (90, 90, 90))
+    plain = encoder.encode(ground)
+    slots = plain.places[-1][:, 0]  # of the shallowest map
+    fine = slots[slots >= 85 + 1 + 25]
+    for right, low in CORNERS:
+        shown = ground.copy()
+        x, y = right * (size[0] - SPOT), low * (size[1] - SPOT)
+        shown.paste((255, 240, 200), (x, y, x + SPOT, y + SPOT))
+        changed = (encoder.encode(shown).values[-1] - plain.values[-1])[slots >= fine[0]].norm(dim=1)
+        row, column = divmod(int(fine[changed.argmax()]) - (85 + 1 + 25), 12)
+        for seen, start in ((column, x), (row, y)):
+            assert start * 12 // 512 - 1 <= seen <= (start + SPOT) * 12 // 512 + 1
+
+
+def test_networks_that_need_not_see_padding_are_known(backbone, request):
+    assert backbone.any_size == (request.node.callspec.params["backbone"] in ANY_SIZE)
 
 
 def test_a_batch_of_two_is_two_of_one(backbone):

@@ -17,7 +17,7 @@ from PIL import Image
 
 from vision.backbone import load_backbone
 from vision.encoder import VisionEncoder, prepare
-from vision.features import FeatureCache, pictures_key, settings_key
+from vision.features import FeatureCache, settings_key
 from vision.images import ImageError
 from vision.pyramid import Level, Pyramid
 
@@ -71,7 +71,7 @@ def test_an_image_is_encoded_once(cache, encoder, picture, tmp_path):
 
 def test_the_key_is_of_what_the_backbone_is_shown(picture):
     def key(image, detail="high", pyramid=None):
-        return pictures_key(prepare(image, pyramid or Pyramid(), detail))
+        return prepare(image, pyramid or Pyramid(), detail).key
 
     image = picture(size=(600, 400))
     assert key(image) == key(image.copy()) == key(np.asarray(image))
@@ -200,7 +200,7 @@ def test_two_writers_leave_one_whole_file(tiny_vision, tmp_path, picture):
     image = picture()
     features = caches[0].encoder.encode(image)
     ready = prepare(image, Pyramid(), "high")
-    key = pictures_key(ready)
+    key = ready.key
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda cache: cache._write(ready, features), caches * 8))
     assert [path.name for path in files(tmp_path)] == [f"{key}.safetensors"]

@@ -11,6 +11,7 @@ from vision.pyramid import CELL, COLUMN, PICTURE, REAL, ROW, SLOT, TOKENS, Level
 from vision.tiles import plan_tiles
 
 DEFAULT = Pyramid()
+WHOLE = torch.tensor([[512, 512]])
 ONE_MAP = Pyramid(overview=(Level(2, -1), Level(9, -1)), tile=(Level(1, -1), Level(13, -1)))  # 4 + 81, 1 + 169
 
 sides = st.integers(1, 5000) | st.sampled_from([1, 511, 512, 513, 768, 1024, 2048])
@@ -95,7 +96,7 @@ def test_pool_averages_what_a_cell_touches(grid, height, width):
     rest = (Level(1, -1),) * (85 - grid**2 if grid < 9 else 85)
     overview = (Level(grid, -1), *rest) if grid < 9 else rest
     tile = (Level(grid, -1), *(Level(1, -1),) * (170 - grid**2))
-    (cells,) = Pyramid(overview, tile).pool([[source]])
+    (cells,) = Pyramid(overview, tile).pool([[source]], WHOLE)
     assert cells.shape == (1, 255, 3)
     for square in range(grid**2):
         y, x = divmod(square, grid)
@@ -104,9 +105,27 @@ def test_pool_averages_what_a_cell_touches(grid, height, width):
         torch.testing.assert_close(cells[0, 85 + square], source[0, :, rows, columns].mean((1, 2)))
 
 
+@given(grid=st.integers(1, 8), side=st.integers(1, 20), width=st.integers(1, 512), height=st.integers(1, 512))
+def test_pool_averages_what_is_image_of_it(grid, side, width, height):
+    """What maps say of padding alone is in no cell, and a cell of padding alone is 0."""
+    source = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(grid))
+    pyramid = Pyramid((Level(grid, -1), *(Level(1, -1),) * (85 - grid**2)))
+    (cells,) = pyramid.pool([{-1: source, -2: source}], torch.tensor([[width, height]]))[:1]
+    real = [min(side, -(-one * side // 512)) for one in (height, width)]
+    for square in range(grid**2):
+        y, x = divmod(square, grid)
+        rows = slice(y * side // grid, min(real[0], -(-(y + 1) * side // grid)))
+        columns = slice(x * side // grid, min(real[1], -(-(x + 1) * side // grid)))
+        covered = source[0, :, rows, columns]
+        shown = x * 512 < width * grid and y * 512 < height * grid
+        assert covered.numel() or not shown
+        wanted = covered.mean((1, 2)) if covered.numel() else torch.zeros(3)
+        torch.testing.assert_close(cells[0, square], wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_pool_takes_each_level_from_its_own_map():
     maps = [torch.full((2, channels, size, size), float(size)) for channels, size in ((8, 128), (16, 32), (24, 16))]
-    deep, shallow = DEFAULT.pool([maps])
+    deep, shallow = DEFAULT.pool([maps], WHOLE.expand(2, 2))
     assert deep.shape == (2, 1 + 4 + 16 + 1 + 25, 24) and deep.unique().item() == 16
     assert shallow.shape == (2, 64 + 144, 16) and shallow.unique().item() == 32
 
