@@ -7,7 +7,7 @@ colored symbols, to be named one by one.
 import math
 import random
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
@@ -148,3 +148,8 @@ def _plain(symbol: str) -> str:
 def _either(words: Iterable[str]) -> str:
     *first, last = words
     return f"{', '.join(first)} or {last}"
+
+
+def chance(scores: Mapping[str, float]) -> float:
+    """The chance line: what a uniform guess gets, or the best constant answer, whichever is more."""
+    return max(scores["uniform"], scores["constant"])

@@ -6,8 +6,6 @@ from pathlib import Path
 from mmlm.commands import count
 from mmlm.names import check_adapter
 
-MOST = 13  # of eval.cards, which is imported no sooner than it is needed
-
 
 def evaluate(parser: ArgumentParser) -> None:
     """Measure what a model sees."""
@@ -19,7 +17,7 @@ def zener(parser: ArgumentParser) -> None:
     """Ask for every card of k x k Zener cards: colored circles, crosses, waves, squares and stars."""
     parser.add_argument("model", metavar="MODEL", help="saved adapter: folder or hub id")
     parser.add_argument(
-        "--k", type=sizes, default=sizes(f"1-{MOST}"), metavar="K", help="cards on a side: 5, 1-13 or 1-3,7,13 (1-13)"
+        "--k", type=sizes, default="1-13", metavar="K", help="cards on a side: 5, 1-13 or 1-3,7,13 (1-13)"
     )
     parser.add_argument("--cards", type=count, default=200, metavar="N", help="cards of each k, at least (200)")
     parser.add_argument(
@@ -58,6 +56,8 @@ def run_zener(args: Namespace) -> None:
 
 def sizes(word: str) -> list[int]:
     """ "1-5", "7" or "1-3,13" -> the numbers in order. ArgumentTypeError for others than those from 1 to 13."""
+    from eval.cards import MOST
+
     try:
         ends = [
             (int(first), int(last or first)) for first, _, last in (part.partition("-") for part in word.split(","))

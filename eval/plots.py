@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from eval.cards import FULL
+from eval.cards import FULL, chance
 from mmlm.zoo import EXTRA
 
 GPT_4O = {5: 25 / 25, 7: 38 / 49, 13: 1 / len(FULL)}
@@ -40,8 +40,9 @@ def plot_zener(curves: Mapping[str, Mapping[str, Any]], picture: Path, part: str
             ks, [its["low"] for its in scores], [its["high"] for its in scores], color=color, alpha=0.15, linewidth=0
         )
         axes.plot(ks, [its["shuffled"] for its in scores], ":", color=color, linewidth=1)
-    line = [max(its[part]["uniform"], its[part]["constant"]) for its in by_k.values()]
-    axes.plot(ks, line, "--", color="0.4", linewidth=1, label="chance (dotted: images shuffled)")
+    axes.plot(
+        ks, [chance(its) for its in scores], "--", color="0.4", linewidth=1, label="chance (dotted: images shuffled)"
+    )
     if part == "both":
         axes.plot(list(GPT_4O), list(GPT_4O.values()), "k*", markersize=10, label="GPT-4o (Looney 2024)")
     axes.set(xlabel="k (k x k cards)", ylabel="cards right", ylim=(-0.02, 1.02), xlim=(0.5, 13.5))

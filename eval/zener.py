@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.cards import COLORS, FULL, SYMBOLS, Card, Cards, read
+from eval.cards import COLORS, FULL, SYMBOLS, Card, Cards, chance, read
 from eval.run import true_and_shuffled
 from mmlm.model import MultimodalLM
 from mmlm.samples import Sample, encode_images
@@ -112,11 +112,6 @@ def score(decks: Sequence[Cards], said: Sequence[Read], shuffled: Sequence[Read]
 
 def _part(card: Card | None, part: str) -> str | Card | None:
     return card if card is None or part == "both" else card[part == "symbol"]
-
-
-def chance(scores: Mapping[str, float]) -> float:
-    """The chance line: what a uniform guess gets, or the best constant answer, whichever is more."""
-    return max(scores["uniform"], scores["constant"])
 
 
 def wilson(hits: int, count: int, z: float = 1.96) -> tuple[float, float]:

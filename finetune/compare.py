@@ -32,9 +32,10 @@ from finetune.zener_config import ProbeConfig, TuneConfig, ZenerConfig
 from mmlm import zoo
 from mmlm.config import AdapterConfig
 from mmlm.model import MultimodalLM
+from mmlm.parts import backbones_of
 from mmlm.samples import asked
 from vision.ahead import ahead
-from vision.backbone import Backbone, load_backbone
+from vision.backbone import Backbone
 from vision.encoder import VisionEncoder
 from vision.features import FeatureCache
 from vision.files import whole_file
@@ -46,7 +47,7 @@ DONE = "tuned.json"  # of what is finished; `mmlm eval zener` writes a zener.jso
 
 def probe(config: ZenerConfig) -> dict[str, Any]:
     """Trains a probe on the embeddings of each token configuration, and scores it on other pictures."""
-    ks, backbone = sizes(config.k), load_eyes(config.vision)
+    ks, (backbone,) = sizes(config.k), backbones_of(config.vision)
     settings = {name: probe_config(name, backbone, config.probe) for name in config.tokens}
     caches = {name: cache_of(its, backbone) for name, its in settings.items()}
     known = [Cards(k, number, f"{TRAIN} {config.seed}") for k in ks for number in range(config.probe.pictures)]
@@ -87,7 +88,7 @@ def tune(config: ZenerConfig, folder: Path, *, overwrite: bool = False) -> dict[
         else:
             start_folder(own, run)
             (run / DONE).unlink(missing_ok=True)
-    backbone, results = load_eyes(config.vision), {}
+    (backbone,), results = backbones_of(config.vision), {}
     for name in config.tokens:
         run = folder / name
         if not (run / DONE).exists():
@@ -180,11 +181,6 @@ def curriculum(ks: Sequence[int], settings: TuneConfig) -> dict[int, Lesson]:
 def encoded_of(model: MultimodalLM, deck: Cards, key: str) -> Encoded:
     """A picture of cards, its features in the cache, ready to be batched."""
     return Encoded(deck.question, deck.answer, (key,), asked(model, sample_of(deck), answered=True))
-
-
-def load_eyes(vision: str) -> Backbone:
-    """The frozen backbone that all configurations share."""
-    return zoo.load_default_backbone() if vision == zoo.VISION else load_backbone(vision)
 
 
 def probe_config(tokens: str, backbone: Backbone, settings: ProbeConfig) -> AdapterConfig:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from eval.zener import chance
+from eval.cards import chance
 
 TITLES = {"both": "Symbol and color right", "symbol": "Symbol right", "color": "Color right"}
 

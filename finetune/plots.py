@@ -3,12 +3,12 @@
 import json
 from pathlib import Path
 
+from eval.plots import check_matplotlib
+
 
 def plot_loss(metrics: Path, picture: Path) -> None:
     """metrics.jsonl -> the loss over steps, and how far the gates opened, as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
+    check_matplotlib()
     from matplotlib import pyplot
 
     lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]

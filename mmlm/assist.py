@@ -9,7 +9,7 @@ from copy import copy
 from typing import Any
 
 from mmlm.media import KEYS, to_device
-from mmlm.processor import Text
+from mmlm.messages import Text
 
 MEDIA = "assistant_media"  # the key, among those of a batch, of what the assistant's eyes are to look at
 

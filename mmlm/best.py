@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from mmlm.messages import Text, images_of_rows, is_one
 from mmlm.model import MultimodalLM
-from mmlm.processor import Text, images_of_rows, is_one
 from vision.images import Source, open_image
 
 Verifier = Callable[[list[Source], Text, list[str]], Sequence[float]]

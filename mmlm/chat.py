@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from mmlm.media import View, collate, to_device
-from mmlm.processor import Message
+from mmlm.messages import Message
 from mmlm.splice import tokens_seen
 from vision.images import Source
 

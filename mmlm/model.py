@@ -4,10 +4,10 @@ R rows, T text tokens, V vocabulary.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,22 +26,20 @@ from mmlm.assist import drafting, media_for
 from mmlm.block import at_least_fp32
 from mmlm.chat import Chat
 from mmlm.config import AdapterConfig, fit_config
-from mmlm.decoder import find_layers, home, load_decoder
-from mmlm.experts import use_padded_experts
+from mmlm.decoder import find_layers, home
 from mmlm.media import EYES, KEYS, View, casting
+from mmlm.messages import Message, Text, is_one
+from mmlm.parts import Eyes, backbones_of, decoder_of, for_decoder, several
 from mmlm.pretrained import Pretrained
-from mmlm.processor import Message, Processor, Text, is_one
+from mmlm.processor import Processor
 from mmlm.recompute import Recompute
 from mmlm.splice import Splice
 from mmlm.stream import pieces
 from mmlm.trained import choose_trained, fingerprints, train_tuned
-from vision.backbone import MODULE, Backbone, load_backbone
+from vision.backbone import MODULE
 from vision.encoder import VisionEncoder
 from vision.images import Source
 from vision.ocr import Engine, engine_name, find_engine
-
-Eye = str | os.PathLike[str] | nn.Module
-Eyes = Eye | Sequence[Eye]
 
 IDS = ("input_ids", "inputs", "inputs_embeds")  # as transformers' generate calls its prompt
 NEW_TOKENS = 64  # of an answer, unless generate's keyword arguments say otherwise
@@ -120,7 +118,7 @@ class MultimodalLM(Pretrained):
         """
         if ocr:
             find_engine(ocr)  # before what takes its time
-        built, tokenizer, name = _decoder(decoder, tokenizer, revision, decoder_kwargs or {})
+        built, tokenizer, name = decoder_of(decoder, tokenizer, revision, decoder_kwargs or {})
         placed: dict[str, Any] = {
             "every": every,
             "start": start,
@@ -130,7 +128,7 @@ class MultimodalLM(Pretrained):
         }
         named: dict[str, Any] = {"decoder": name, "revision": revision, "ocr": engine_name(ocr)}
         config = fit_config(built.config, len(find_layers(built)), **named, **placed, **adapter)
-        backbones = _backbones(vision)
+        backbones = backbones_of(vision)
         names = [backbone.name for backbone in backbones]
         config.vision = names if len(names) > 1 else names[0]
         encoder = VisionEncoder(backbones, config.pyramid, config.detail)
@@ -173,13 +171,13 @@ class MultimodalLM(Pretrained):
             find_engine(ocr)  # before what takes its time
         decoder = config.decoder if decoder is None else decoder
         vision = config.vision if vision is None else vision
-        if decoder == "" or any(isinstance(one, str) and one.startswith(MODULE) for one in _several(vision)):
+        if decoder == "" or any(isinstance(one, str) and one.startswith(MODULE) for one in several(vision)):
             raise ValueError(
                 f"{name}: this adapter was made on built parts, which its config cannot name: pass "
                 f"{'decoder= and tokenizer=' if decoder == '' else 'vision='}"
             )
-        built, tokenizer, _ = _decoder(decoder, tokenizer, config.revision, kwargs | (decoder_kwargs or {}))
-        encoder = VisionEncoder(_backbones(vision), config.pyramid, config.detail)
+        built, tokenizer, _ = decoder_of(decoder, tokenizer, config.revision, kwargs | (decoder_kwargs or {}))
+        encoder = VisionEncoder(backbones_of(vision), config.pyramid, config.detail)
         found = fingerprints(nn.ModuleDict({"decoder": built, "vision": encoder}), config.unfreeze)
         store.check_fingerprint(config, found, name)
         store.check_layers(config, len(find_layers(built)), name)
@@ -322,45 +320,6 @@ class MultimodalLM(Pretrained):
         content = words + shown if self.config.image_last else shown + words
         system = [] if self.config.system is None else [{"role": "system", "content": self.config.system}]
         return [*system, {"role": "user", "content": content}]
-
-
-def for_decoder(config: AdapterConfig | None, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Keyword arguments as an auto class hands them on, two of them in its config -> those of the decoder's own."""
-    names = ("attn_implementation", "experts_implementation")
-    moved = {name: value for name in names if (value := getattr(config, f"_{name}", None)) is not None}
-    return moved | {key: value for key, value in kwargs.items() if key not in ("_from_auto", "adapter_kwargs")}
-
-
-def _decoder(
-    decoder: str | os.PathLike[str] | nn.Module,
-    tokenizer: PreTrainedTokenizerBase | None,
-    revision: str | None,
-    kwargs: dict[str, Any],
-) -> tuple[Any, PreTrainedTokenizerBase, str]:
-    """Decoder, tokenizer and the decoder's name, whatever form it came in."""
-    if isinstance(decoder, nn.Module):
-        if tokenizer is None:
-            raise ValueError("decoder= is a built module: give its tokenizer too, tokenizer=")
-        by_default = getattr(getattr(decoder, "config", None), "_experts_implementation", None) == "grouped_mm"
-        if by_default and home(decoder).type == "cpu":
-            use_padded_experts(cast("PreTrainedModel", decoder))
-        return decoder, tokenizer, str(getattr(decoder, "name_or_path", ""))
-    if str(decoder) == zoo.DECODER:
-        built, own = zoo.load_default_decoder(**kwargs)
-    else:
-        built, own = load_decoder(decoder, revision=revision, **kwargs)
-    return built, tokenizer or own, str(decoder)
-
-
-def _several(vision: Eyes) -> Sequence[Eye]:
-    return vision if isinstance(vision, list | tuple) else [cast("Eye", vision)]
-
-
-def _backbones(vision: Eyes) -> list[Backbone]:
-    """The frozen backbones, named or given. ValueError for none."""
-    if not _several(vision):
-        raise ValueError("vision=[]: takes a backbone, as 'timm/NAME', or a list of some")
-    return [zoo.load_default_backbone() if one == zoo.VISION else load_backbone(one) for one in _several(vision)]
 
 
 AutoModel.register(AdapterConfig, MultimodalLM, exist_ok=True)

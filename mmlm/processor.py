@@ -21,16 +21,12 @@ from mmlm import store, zoo
 from mmlm.config import AdapterConfig
 from mmlm.decoder import load_tokenizer
 from mmlm.media import KEYS, collate
+from mmlm.messages import Message, Text, flatten, images_of_rows, is_one, pictures, shorten
 from mmlm.names import CONFIG
 from vision.encoder import prepare
-from vision.images import Source, open_image
+from vision.images import Source
 from vision.ocr import Engine, Reader, describe
 from vision.pyramid import Pyramid
-
-Message = dict[str, Any]
-Text = str | Sequence[Message]
-
-MESSAGE = "{'role': 'user', 'content': a string, or a list of parts}"
 
 
 @dataclass(frozen=True)
@@ -297,9 +293,7 @@ class Processor(ProcessorMixin):
 
         Raises ValueError for what is no chat, naming the part that is none, and for a chat that the template refuses.
         """
-        if not isinstance(messages, list | tuple):
-            raise ValueError(f"{shorten(repr(messages))} is no chat: a chat is a list of messages, [{MESSAGE}, ...]")
-        flat = [self.flatten(message) for message in messages]
+        flat = flatten(messages, self.mark)
         if self.tokenizer.chat_template is None and template is None:
             return "\n".join(message["content"] for message in flat) + "\n" * add_generation_prompt
         try:
@@ -318,27 +312,6 @@ class Processor(ProcessorMixin):
                 f"the decoder's chat template refuses the chat ({error}): {shorten(repr(flat))}"
             ) from error
 
-    def flatten(self, message: Message) -> Message:
-        """A message whose content is one string, images as marks."""
-        match message:
-            case {"role": str(), "content": str()}:
-                return dict(message)
-            case {"role": str(), "content": list() | tuple() as parts}:
-                return {**message, "content": "".join(map(self.words, parts))}
-        raise ValueError(f"{shorten(repr(message))} is no message of a chat: it must be {MESSAGE}")
-
-    def words(self, part: Any) -> str:
-        """A part of a message as text, an image as its mark."""
-        match part:
-            case {"type": "image"}:
-                return self.mark
-            case {"type": "text", "text": str(text)}:
-                return text
-        raise ValueError(
-            f"{shorten(repr(part))} is no part of a chat message: it must be {{'type': 'image'}} or "
-            "{'type': 'text', 'text': '...'}"
-        )
-
     def pad(self, rows: Sequence[Marked], side: str, multiple: int = 1) -> tuple[Tensor, Tensor, Tensor]:
         """Rows of tokens -> ids, attention mask and media index, each int64 [R, T]; T is a multiple of `multiple`."""
         longest = -(-max(len(row.ids) for row in rows) // multiple) * multiple
@@ -356,44 +329,6 @@ class Processor(ProcessorMixin):
         return ids, mask, index
 
 
-def is_one(text: Any) -> bool:
-    """Is it one prompt (a string or a chat), not a list of them?"""
-    return isinstance(text, str | dict) or (bool(text) and isinstance(text[0], dict))
-
-
 def lines_of_its_own(text: str, before: str) -> str:
     """What is written in an image, as it stands after what was said before; "" stays ""."""
     return "\n" * (bool(before) and not before.endswith("\n")) + text + "\n" if text else ""
-
-
-def pictures(chat: Text) -> list[Source]:
-    """The images that a chat's messages have in them, in order; none for a string."""
-    found: list[Source] = []
-    for message in () if isinstance(chat, str) else chat:
-        content = message.get("content") if isinstance(message, dict) else None
-        for part in content if isinstance(content, list | tuple) else ():
-            if isinstance(part, dict) and part.get("type") == "image":
-                named = [part[key] for key in ("image", "path", "url") if part.get(key) is not None]
-                found += [open_image(one, urls=True) if "url" in part else one for one in named[:1]]
-    return found
-
-
-def images_of_rows(images: Any, texts: Sequence[Text]) -> list[list[Source]]:
-    """Whatever form the images came in, be it in chats -> a list for each row."""
-    if images is None:
-        return [pictures(text) for text in texts]
-    if not isinstance(images, list | tuple):
-        images = [images]
-    if any(isinstance(entry, list | tuple) for entry in images):
-        shown = [list(entry) if isinstance(entry, list | tuple) else [entry] for entry in images]
-    else:
-        shown = [list(images)] if len(texts) == 1 else [[image] for image in images]
-    if len(shown) != len(texts):
-        raise ValueError(
-            f"{len(shown)} images came with {len(texts)} prompts: give one image, or a list of them, for each"
-        )
-    return shown
-
-
-def shorten(text: str, most: int = 60) -> str:
-    return text if len(text) <= most else text[: most - 3] + "..."

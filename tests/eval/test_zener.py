@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from eval.cards import FULL, Cards, read
+from eval.cards import FULL, Cards, chance, read
 from eval.commands import evaluate, sizes
-from eval.zener import OPTIONS, SPARE, chance, decks, sample_of, score, table, wilson, zener
+from eval.zener import OPTIONS, SPARE, decks, sample_of, score, table, wilson, zener
 from mmlm import cli
 from mmlm.model import MultimodalLM
 from vision.features import FeatureCache

@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 
-from eval.cards import COLORS, SYMBOLS, Cards
+from eval.cards import COLORS, SYMBOLS, Cards, chance
 from eval.run import shuffle
-from eval.zener import chance, decks, score, wilson
+from eval.zener import decks, score, wilson
 from finetune.compare import cache_of, encode_decks, probe_config, seen_once
 from finetune.config import OptimConfig
 from finetune.probe import Shown, batch_of, places_of, tell, train_probe

@@ -144,7 +144,7 @@ def test_the_page_has_both_places(tmp_path):
 def settings(tmp_path, monkeypatch, tiny_decoder, tokenizer, tiny_vision):
     """A file of small settings: a saved small decoder, and the backbone of the tests."""
     monkeypatch.setenv("MMLM_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(compare, "load_eyes", lambda _: tiny_vision)
+    monkeypatch.setattr(compare, "backbones_of", lambda _: [tiny_vision])
     tiny_decoder().save_pretrained(tmp_path / "decoder")
     tokenizer.save_pretrained(tmp_path / "decoder")
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(SMALL | {"decoder": str(tmp_path / "decoder")}))
