@@ -112,9 +112,11 @@ def _open(source: Source, enough: Sizing | None, urls: bool) -> Opened:
     name = _name(source)
     match source:
         case Image.Image():
-            with _refusals(name):
+            with _refusals(name), _READING if getattr(source, "tile", None) else nullcontext():
                 unread = None if enough is None else _unread(source)
-                return _rgb(source, name, enough) if unread is None else _decode(unread, name, enough)
+                if unread is None:
+                    return _rgb(source, name, enough)
+            return _decode(unread, name, enough)
         case np.ndarray():
             return _rgb(_from_array(source, name), name, enough)
         case bytes() | bytearray() | memoryview():
@@ -127,7 +129,8 @@ def _open(source: Source, enough: Sizing | None, urls: bool) -> Opened:
             with _open_file(source, name) as file:
                 return _decode(file, name, enough)
         case _ if hasattr(source, "read"):
-            return _decode(source, name, enough)
+            with _READING:
+                return _decode(source, name, enough)
     raise ImageError(f"{name}: not an image; pass a path, bytes, a binary file, a PIL image or a numpy array")
 
 
@@ -213,6 +216,7 @@ def _decode(file: BinaryIO, name: str, enough: Sizing | None) -> Opened:
             ) from error
 
 
+_READING = RLock()  # a file that the caller has opened may be given to several threads, and has one place to read at
 _FILTERS = RLock()  # of warnings: they belong to all threads
 
 

@@ -1,5 +1,6 @@
 """An image to embeddings: as many as the rule says less those of padding, each from its own place, always the same."""
 
+import io
 import threading
 from dataclasses import replace
 
@@ -233,6 +234,17 @@ def test_a_broken_image_is_an_error_in_its_own_place(kind, tiny_vision, picture,
     assert "b'broken'" in str(found[1]) and "nowhere.png" in str(found[2])
     assert_same(found[0], found[3])
     assert list(kind(tiny_vision).encode_all([])) == []
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+@pytest.mark.parametrize("lazy", [io.BytesIO, lambda data: Image.open(io.BytesIO(data))], ids=["file", "opened"])
+def test_one_image_that_is_not_read_yet_may_be_given_many_times(form, lazy, tiny_vision, picture):
+    """Threads read it one after the other."""
+    data = io.BytesIO()
+    picture(size=(1500, 1100)).save(data, form)
+    found = list(VisionEncoder(tiny_vision, detail="low").encode_all([lazy(data.getvalue())] * 8))
+    for one in found:
+        assert_same(one, found[0], rtol=0, atol=0)
 
 
 def test_pictures_of_many_images_share_full_batches(tiny_vision, picture, monkeypatch):
