@@ -36,6 +36,8 @@ def run_zener(args: Namespace) -> None:
     from eval.plots import check_matplotlib
 
     check_matplotlib()  # rather than after some minutes
+    folder = Path(args.out or (args.model if Path(args.model).is_dir() else "."))
+    folder.mkdir(parents=True, exist_ok=True)
     from transformers.utils import logging
 
     from eval.zener import table, write, zener
@@ -49,7 +51,6 @@ def run_zener(args: Namespace) -> None:
     cache = FeatureCache(model.vision, zoo.home() / "features")
     report = zener(model, cache, args.k, cards=args.cards, limit=args.limit, seed=args.seed, size=args.size)
     report = {"model": args.model, "tokens": model.config.tokens} | report
-    folder = Path(args.out or (args.model if Path(args.model).is_dir() else "."))
     write(report, folder)
     print(f"\n{table(report)}\n\n{folder / 'zener.json'} has more, {folder / 'zener.png'} is a plot of it.")
 

@@ -17,6 +17,7 @@ from eval.run import true_and_shuffled
 from mmlm.model import MultimodalLM
 from mmlm.samples import Sample, encode_images
 from vision.features import FeatureCache
+from vision.files import whole_file
 
 REPORT, PLOT = "zener.json", "zener.png"
 FEWEST = 4  # pictures of each k: of fewer, a few hard ones would decide
@@ -139,6 +140,6 @@ def write(report: Mapping[str, Any], folder: Path) -> None:
     """Writes zener.json and zener.png into the folder. ImportError, with the mend, without matplotlib."""
     from eval.plots import plot_zener
 
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    with whole_file(folder / REPORT) as draft:
+        draft.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     plot_zener({report["model"]: report["k"]}, folder / PLOT)

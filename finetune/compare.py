@@ -24,7 +24,7 @@ from eval.run import shuffle
 from eval.zener import decks, sample_of, score, write, zener
 from finetune.batches import Batches, Encoded, Mixture
 from finetune.config import check_resumable
-from finetune.folder import CHECKPOINT, LOSS, METRICS, has_run, start_folder
+from finetune.folder import CHECKPOINT, LOSS, METRICS, check_folder, has_run, start_folder
 from finetune.loop import check_alone, train
 from finetune.plots import plot_loss
 from finetune.probe import Shown, tell, train_probe
@@ -83,7 +83,9 @@ def tune(config: ZenerConfig, folder: Path, *, overwrite: bool = False) -> dict[
     check_alone()
     for name in config.tokens:
         run, own = folder / name, replace(config, tokens=[name], probe=ProbeConfig())
-        if has_run(run) and not overwrite:
+        resume = has_run(run) and not overwrite
+        check_folder(run, resume=resume, overwrite=overwrite)
+        if resume:
             check_resumable(own, run)
         else:
             start_folder(own, run)

@@ -133,6 +133,8 @@ def convert(value: Any, kind: type, name: str) -> Any:
             return float(value)  # YAML 1.1 reads 1e-3 as a string
         except (ValueError, OverflowError):
             pass
+    elif kind is str and type(value) is int:
+        return str(value)  # as YAML reads k: 5
     elif type(value) is kind:
         return value
     raise ValueError(f"config field {name!r} takes {kind.__name__}, not {value!r}")

@@ -17,7 +17,7 @@ def caption(parser: ArgumentParser) -> None:
 def run_caption(args: Namespace) -> None:
     model = _open(args, args.images)
     for path in args.images:
-        said = model.caption(path, max_new_tokens=args.tokens, do_sample=False)
+        said = model.caption(path, max_new_tokens=args.max_new_tokens, do_sample=False)
         print(said if len(args.images) == 1 else f"{path}: {said}", flush=True)
 
 
@@ -34,7 +34,9 @@ def run_ask(args: Namespace) -> None:
     if not args.question.strip():
         raise ValueError('QUESTION is empty: say what to ask, as in "what color is the shape?"')
     model = _open(args, [args.image])
-    for piece in model.stream(args.image, model.messages(args.question), max_new_tokens=args.tokens, do_sample=False):
+    for piece in model.stream(
+        args.image, model.messages(args.question), max_new_tokens=args.max_new_tokens, do_sample=False
+    ):
         print(piece, end="", flush=True)
     print()
 
@@ -97,7 +99,9 @@ def run_upcycle(args: Namespace) -> None:
 
 def _add_model(parser: ArgumentParser) -> None:
     parser.add_argument("--model", default=RUN, metavar="RUN", help=f"saved adapter: folder or hub id (default: {RUN})")
-    parser.add_argument("--tokens", type=count, default=64, metavar="N", help="longest answer, in tokens (default: 64)")
+    parser.add_argument(
+        "--max-new-tokens", type=count, default=64, metavar="N", help="longest answer, in tokens (default: 64)"
+    )
 
 
 def _add_ocr(parser: ArgumentParser) -> None:

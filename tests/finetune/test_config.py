@@ -57,7 +57,7 @@ def test_given_values_take_the_place_of_defaults():
         ({"inner": 3}, r"config field 'inner' has fields of its own; 3 is not a mapping"),
         ({"inner": {"rate": "fast"}}, r"config field 'inner\.rate' takes float, not 'fast'"),
         ({"inner": {"rate": True}}, r"config field 'inner\.rate' takes float, not True"),
-        ({"inner": {"name": 3}}, r"config field 'inner\.name' takes str, not 3"),
+        ({"inner": {"name": 3.5}}, r"config field 'inner\.name' takes str, not 3\.5"),
         ({"inner": {"on": 1}}, r"config field 'inner\.on' takes bool, not 1"),
     ],
 )
@@ -70,6 +70,10 @@ def test_what_does_not_fit_is_refused_by_name(given, message):
 def test_a_rate_may_be_written_as_people_write_it(said, rate):
     """YAML 1.1 takes 1e-3 for a string."""
     assert resolve(Outer(), {"inner": {"rate": said}}).inner.rate == rate
+
+
+def test_a_word_may_look_like_a_number():
+    assert resolve(Outer(), nested({"inner.name": "5"})).inner.name == "5"
 
 
 def test_dotted_names_are_fields_of_fields():

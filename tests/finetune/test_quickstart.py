@@ -284,7 +284,7 @@ def test_the_whole_walk(walked, tmp_path, picture, capsys):
 
     picture(size=(700, 300)).save(tmp_path / "mine.png")
     capsys.readouterr()
-    image, model = str(tmp_path / "mine.png"), ["--model", str(run), "--tokens", "4"]
+    image, model = str(tmp_path / "mine.png"), ["--model", str(run), "--max-new-tokens", "4"]
     assert cli.main(["ask", image, "what is it?", *model]) == 0
     assert cli.main(["caption", image, *model]) == 0
     assert capsys.readouterr().out.count("\n") >= 2

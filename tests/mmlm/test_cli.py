@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[2]
 
 # Frozen: whoever changes a line here changes what people have in their scripts.
 COMMAND_LINE = """\
-mmlm ask IMAGE QUESTION --model --tokens --ocr
-mmlm caption IMAGE... --model --tokens --ocr
+mmlm ask IMAGE QUESTION --model --max-new-tokens --ocr
+mmlm caption IMAGE... --model --max-new-tokens --ocr
 mmlm eval zener MODEL --k --cards --limit --seed --size --out
 mmlm info [MODEL] --vision --tokens --every --start --kv-heads
 mmlm quickstart --run --resume --overwrite \

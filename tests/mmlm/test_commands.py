@@ -59,7 +59,7 @@ def refused(capsys, *words):
 
 
 def test_ask_prints_the_answer(run, cat, capsys):
-    assert cli.main(["ask", cat, "what is it?", "--model", run, "--tokens", "5"]) == 0
+    assert cli.main(["ask", cat, "what is it?", "--model", run, "--max-new-tokens", "5"]) == 0
     said = capsys.readouterr().out.rstrip("\n")
     model = MultimodalLM.from_pretrained(run)
     assert said.strip() == model.ask(cat, "what is it?", max_new_tokens=5, do_sample=False)
@@ -67,9 +67,9 @@ def test_ask_prints_the_answer(run, cat, capsys):
 
 def test_caption_prints_a_line_for_each_image(run, cat, picture, capsys):
     picture(seed=1).save("dog.png")
-    assert cli.main(["caption", cat, "--model", run, "--tokens", "4"]) == 0
+    assert cli.main(["caption", cat, "--model", run, "--max-new-tokens", "4"]) == 0
     alone = capsys.readouterr().out
-    assert cli.main(["caption", cat, "dog.png", "--model", run, "--tokens", "4"]) == 0
+    assert cli.main(["caption", cat, "dog.png", "--model", run, "--max-new-tokens", "4"]) == 0
     both = capsys.readouterr().out
     assert both.startswith(f"cat.png: {alone}") and "dog.png: " in both
 
@@ -113,8 +113,14 @@ def test_an_empty_question(question, cat, capsys):
         (["quickstart", "--train.step=5"], "unknown argument '--train.step', did you mean '--train.steps'?"),
         (["upcycle", "a", "b", "--expert", "4"], "unknown argument '--expert', did you mean '--experts'?"),
         (["upcycle", "a", "b", "--experts", "four"], "argument --experts: invalid int value: 'four'"),
-        (["ask", "cat.png", "why?", "--tokens", "0"], "argument --tokens: '0' is no whole number from 1 on"),
-        (["caption", "cat.png", "--tokens", "4.5"], "argument --tokens: '4.5' is no whole number from 1 on"),
+        (
+            ["ask", "cat.png", "why?", "--max-new-tokens", "0"],
+            "argument --max-new-tokens: '0' is no whole number from 1 on",
+        ),
+        (
+            ["caption", "cat.png", "--max-new-tokens", "4.5"],
+            "argument --max-new-tokens: '4.5' is no whole number from 1 on",
+        ),
         (["ask", "cat.png"], "the following arguments are required: QUESTION"),
     ],
 )

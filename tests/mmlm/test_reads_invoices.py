@@ -27,7 +27,16 @@ def right(run, folder, capsys, *options):
     for seed in range(COUNT):
         image, total = invoice(seed)
         image.save(folder / "invoice.png")
-        words = ["ask", str(folder / "invoice.png"), "What is the total?", "--model", run, "--tokens", "24", *options]
+        words = [
+            "ask",
+            str(folder / "invoice.png"),
+            "What is the total?",
+            "--model",
+            run,
+            "--max-new-tokens",
+            "24",
+            *options,
+        ]
         assert cli.main(words) == 0
         said.append((total, capsys.readouterr().out.strip()))
     print(*said, sep="\n")  # after the last: what is printed before is taken for the next answer
