@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.cards import COLORS, FULL, SYMBOLS, Card, Cards, chance, read
-from eval.run import true_and_shuffled
+from eval.run import predict, shuffle
 from mmlm.model import MultimodalLM
 from mmlm.samples import Sample, encode_images
 from vision.features import FeatureCache
@@ -69,9 +69,11 @@ def zener(
         tokens = model.processor.tokenizer([deck.answer for deck in asked[k]], add_special_tokens=False)["input_ids"]
         longest = max(map(len, tokens))
         shown = [next(keys) for _ in its]
-        answers = true_and_shuffled(model, cache, its, shown, max_new_tokens=longest + SPARE, say=f"{k} x {k} cards")
-        scores[k] = score(asked[k], *([read(text, k) for text in texts] for texts in answers))
-        said[k] = answers[0][0]
+        answers = predict(model, cache, its, keys=shown, max_new_tokens=longest + SPARE, say=f"{k} x {k} cards")
+        found = [read(text, k) for text in answers]
+        said_of = dict(zip(shown, found, strict=True))  # all are asked the same: what is said depends on the picture
+        scores[k] = score(asked[k], found, [said_of[other] for other in shuffle(shown)])
+        said[k] = answers[0]
     return {
         "size": size,
         "seed": seed,

@@ -12,6 +12,7 @@ from PIL import Image
 
 from eval.cards import FULL, Cards, chance, read
 from eval.commands import evaluate, sizes
+from eval.run import predict
 from eval.zener import OPTIONS, SPARE, decks, sample_of, score, table, wilson, zener
 from mmlm import cli
 from mmlm.model import MultimodalLM
@@ -109,13 +110,28 @@ def test_there_is_room_for_every_right_answer(model, tmp_path, monkeypatch):
     """With a byte a token, some answers are much longer than others."""
     room = {}
 
-    def answered(model, cache, samples, keys, *, max_new_tokens, say):
+    def answered(model, cache, samples, *, keys, max_new_tokens, say):
         room[samples[0].kind] = max_new_tokens - max(len(sample.answer) for sample in samples)
-        return [[sample.answer for sample in samples]] * 2
+        return [sample.answer for sample in samples]
 
-    monkeypatch.setattr("eval.zener.true_and_shuffled", answered)
+    monkeypatch.setattr("eval.zener.predict", answered)
     zener(model, FeatureCache(model.vision, tmp_path), [1, 3], cards=36)
     assert room == {"1 x 1": SPARE, "3 x 3": SPARE}
+
+
+def test_shuffled_is_what_is_said_of_the_other_pictures(model, tmp_path, monkeypatch):
+    """All pictures of one k are asked the same, so nothing is to be asked again."""
+    scored = []
+    monkeypatch.setattr("eval.zener.read", lambda text, k: text)
+    monkeypatch.setattr("eval.zener.score", lambda decks, *answers: scored.append(answers) or {})
+    cache, samples = FeatureCache(model.vision, tmp_path), [sample_of(deck) for deck in decks(2, 40)]
+    zener(model, cache, [2], cards=40)
+    longest = {"max_new_tokens": max(len(sample.answer) for sample in samples) + SPARE}
+    (said, shuffled), *_ = scored
+    assert len(set(said)) > 2, "it looks"
+    assert said == predict(model, cache, samples, **longest)
+    assert shuffled == predict(model, cache, samples, **longest, shuffled=True)
+    assert sorted(said) == sorted(shuffled) and said != shuffled
 
 
 def test_samples_ask_what_the_cards_ask():
