@@ -58,12 +58,14 @@ def encode(model: MultimodalLM, cache: FeatureCache, samples: Sequence[Sample], 
 
     ValueError, naming the sample, for an answer without a token.
     """
-    written = read_images(model, cache, samples, f"{say}: text")
-    texts = [asked(model, sample, True, read) for sample, read in zip(samples, written, strict=True)]
+    texts = [asked(model, sample, True) for sample in samples]
     for sample, text in zip(samples, texts, strict=True):
         if not text.answer:
             raise ValueError(f"sample {sample.id!r}: nothing to learn, its answer has no token; give it one")
     keys = encode_images(cache, samples, say)
+    if model.processor.reader:  # which takes longest: what can be refused has been
+        written = read_images(model, cache, samples, f"{say}: text")
+        texts = [asked(model, sample, True, read) for sample, read in zip(samples, written, strict=True)]
     return [
         Encoded(sample.question, sample.answer, shown, text)
         for sample, shown, text in zip(samples, keys, texts, strict=True)

@@ -14,6 +14,7 @@ from finetune.batches import IGNORED, Batches, Encoded, Mixture, batch_of, encod
 from finetune.config import BatchConfig
 from mmlm.processor import Marked
 from mmlm.samples import asked
+from vision.images import ImageError
 from vision.ocr import ENGINES
 
 
@@ -123,6 +124,17 @@ def test_what_is_written_in_an_image_is_learnt_from_and_kept(tiny_model, cache, 
             assert "sheet (" in tiny_model.processor.tokenizer.decode(entry.text.ids)
     assert len(count) == len({entry.images for entry in encode(tiny_model, cache, samples, "")})
     assert len(list((cache.folder.parent / "ocr").rglob("*.json"))) == len(count)
+
+
+def test_a_broken_image_is_told_before_any_is_read(tiny_model, cache, make_samples, monkeypatch):
+    """Which takes longest."""
+    read = []
+    monkeypatch.setitem(ENGINES, "rapidocr", lambda picture: read.append(picture) or [])
+    tiny_model.processor.ocr = "rapidocr"
+    first, second = make_samples(2)
+    with pytest.raises(ImageError, match="1 of 2 images cannot be opened"):
+        encode(tiny_model, cache, [first, replace(second, images=(b"broken",))], "")
+    assert not read
 
 
 def test_learnt_is_counted_where_it_stands(tiny_model, make_samples):
