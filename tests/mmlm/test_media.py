@@ -72,10 +72,12 @@ def test_places_go_with_values(drawn):
 def test_pictures_of_all_images_are_numbered_on():
     def prepared(pictures):
         cells = tuple(torch.tensor([[p, 7] for p in range(pictures)]) for _ in CHANNELS)
-        return Prepared(torch.zeros(pictures, 3, 2, 2), cells, tuple(torch.zeros(pictures, 3).long() for _ in CHANNELS))
+        places = tuple(torch.zeros(pictures, 3).long() for _ in CHANNELS)
+        return Prepared(torch.zeros(pictures, 3, 2, 2), torch.arange(pictures)[:, None] + 1, cells, places)
 
     batch = collate([prepared(2), prepared(1), prepared(3)], [[0, 2], [1]], torch.zeros(2, 3).long(), PYRAMID)
     assert len(batch["pixel_values"]) == 6
+    assert batch["pixel_extents"].flatten().tolist() == [1, 2, 1, 1, 2, 3]
     assert [cells[:, 0].tolist() for cells in batch["media_cells"]] == [[0, 1, 2, 3, 4, 5]] * 2
 
 
