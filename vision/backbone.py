@@ -15,7 +15,7 @@ from vision.networks import Network, built_network, timm_networks
 from vision.tiles import TILE
 
 MODULE = "module/"  # begins the name of a backbone that was given built, and cannot be loaded by name
-NARROW = TILE // 4  # a picture may be as narrow as that
+NARROW = TILE // 2  # as narrow as what is shown of a picture may be
 REFUSALS = (AssertionError, RuntimeError, ValueError)  # what networks raise for pictures that they do not take
 
 
@@ -69,7 +69,7 @@ class Backbone(nn.Module):
     def forward(self, pictures: Tensor, depths: Sequence[int] | None = None) -> list[Tensor]:
         """uint8 [P, 3, 512, 512] -> a list of [P, C, h, w]: those of these depths (-1: the deepest), or all in order.
 
-        With `any_size`, the upper left part of pictures gives that of maps, where its sides are multiples of 128.
+        With `any_size`, the upper left part of pictures gives that of maps, where its sides are multiples of 256.
         What comes after the deepest one that is asked for is not run, where the network allows that.
         """
         rows = pictures.permute(0, 2, 3, 1).flatten(2).float()  # [P, h, w * 3]: six times as fast as by pixel

@@ -22,7 +22,7 @@ from vision.tiles import TILE, cut_tiles, plan_tiles, view_size
 
 CPU_BATCH = 1  # pictures a pass on a CPU: four do not fit its caches, and took 1.5 times as long each
 BATCH = 64  # pictures a pass elsewhere
-STEP = 128  # pixels: what is shown of a picture is a multiple of it, so that kernels are made for 16 sizes at most
+STEP = 256  # pixels: what is shown of a picture is a multiple of it; by 128 kernels of 16 sizes crowded each other out
 
 Result = TypeVar("Result")
 
@@ -140,8 +140,7 @@ class VisionEncoder(nn.Module):
         batch = CPU_BATCH if pixels.device.type == "cpu" else BATCH
         pooled = []
         for (width, height), its in groupby(order, sizes.__getitem__):
-            fit = batch * TILE * TILE // (width * height)  # parts are as many as cover that many pictures
-            for numbers in torch.tensor(list(its), device=pixels.device).split(fit):
+            for numbers in torch.tensor(list(its), device=pixels.device).split(batch):
                 maps = self.maps(pixels[numbers], width, height)
                 pooled.append(self.pyramid.pool(maps, extents[numbers]))
         back = torch.tensor(order, device=pixels.device).argsort()
