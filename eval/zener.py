@@ -9,6 +9,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from vision.files import whole_file
 
 REPORT, PLOT = "zener.json", "zener.png"
 FEWEST = 4  # pictures of each k: of fewer, a few hard ones would decide
+TOGETHER = (4, 8)  # k up to 4 are asked together, those up to 8, and larger ones: a batch ends with its longest answer
 SPARE = 8  # tokens that an answer may be longer than the longest right one
 OPTIONS = {"symbol": len(SYMBOLS), "color": len(COLORS), "both": len(FULL)}
 """What is scored of a card, and how many there are to guess from."""
@@ -65,15 +67,20 @@ def zener(
     samples = {k: [sample_of(deck) for deck in its] for k, its in asked.items()}
     keys = iter(encode_images(cache, [sample for its in samples.values() for sample in its], "drawing and encoding"))
     scores, said = {}, {}
-    for k, its in samples.items():
-        tokens = model.processor.tokenizer([deck.answer for deck in asked[k]], add_special_tokens=False)["input_ids"]
-        longest = max(map(len, tokens))
-        shown = [next(keys) for _ in its]
-        answers = predict(model, cache, its, keys=shown, max_new_tokens=longest + SPARE, say=f"{k} x {k} cards")
-        found = [read(text, k) for text in answers]
-        said_of = dict(zip(shown, found, strict=True))  # all are asked the same: what is said depends on the picture
-        scores[k] = score(asked[k], found, [said_of[other] for other in shuffle(shown)])
-        said[k] = answers[0]
+    for _, group in groupby(samples, key=lambda k: sum(k > most for most in TOGETHER)):
+        its = list(group)
+        each = [sample for k in its for sample in samples[k]]
+        tokens = model.processor.tokenizer([sample.answer for sample in each], add_special_tokens=False)["input_ids"]
+        room, shown = max(map(len, tokens)) + SPARE, [next(keys) for _ in each]
+        answers = predict(model, cache, each, keys=shown, max_new_tokens=room, say=f"k = {its[0]} to {its[-1]}")
+        given = zip(shown, answers, strict=True)
+        for k in its:
+            mine = list(islice(given, len(samples[k])))
+            found = {key: read(text, k) for key, text in mine}
+            # all are asked the same: what is said depends on the picture
+            others = shuffle([key for key, _ in mine])
+            scores[k] = score(asked[k], [found[key] for key, _ in mine], [found[key] for key in others])
+            said[k] = mine[0][1]
     return {
         "size": size,
         "seed": seed,

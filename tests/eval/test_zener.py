@@ -111,12 +111,14 @@ def test_there_is_room_for_every_right_answer(model, tmp_path, monkeypatch):
     room = {}
 
     def answered(model, cache, samples, *, keys, max_new_tokens, say):
-        room[samples[0].kind] = max_new_tokens - max(len(sample.answer) for sample in samples)
+        kinds = " and ".join(dict.fromkeys(sample.kind for sample in samples))
+        room[kinds] = max_new_tokens - max(len(sample.answer) for sample in samples)
         return [sample.answer for sample in samples]
 
     monkeypatch.setattr("eval.zener.predict", answered)
-    zener(model, FeatureCache(model.vision, tmp_path), [1, 3], cards=36)
-    assert room == {"1 x 1": SPARE, "3 x 3": SPARE}
+    report = zener(model, FeatureCache(model.vision, tmp_path), [1, 3, 5, 9], cards=36)
+    assert room == {"1 x 1 and 3 x 3": SPARE, "5 x 5": SPARE, "9 x 9": SPARE}
+    assert all(its["both"]["accuracy"] == 1 for its in report["k"].values()), "each k has its own answers"
 
 
 def test_shuffled_is_what_is_said_of_the_other_pictures(model, tmp_path, monkeypatch):
