@@ -76,7 +76,7 @@ def weights(model):
     return {name: tensor.numpy().tobytes() for name, tensor in model.adapter.state_dict().items()}
 
 
-@pytest.mark.parametrize(("image_last", "tokens"), KINDS)
+@pytest.mark.parametrize(("image_last", "tokens"), [*KINDS[:2], pytest.param(*KINDS[2], marks=pytest.mark.slow)])
 def test_it_learns_eight_images_by_heart(image_last, tokens, make_model, cache, make_samples, tmp_path):
     """One question, eight answers: only who looks can tell them apart."""
     model = make_model(image_last=image_last, tokens=tokens)
