@@ -4,7 +4,6 @@ Beside each score stand what the same answers get on other pictures of the same 
 gets, and what the best constant answer gets; the larger of the last two is the chance line.
 """
 
-import json
 import math
 import time
 from collections import Counter
@@ -18,7 +17,7 @@ from eval.run import predict, shuffle
 from mmlm.model import MultimodalLM
 from mmlm.samples import Sample, encode_images
 from vision.features import FeatureCache
-from vision.files import whole_file
+from vision.files import write_json
 
 REPORT, PLOT = "zener.json", "zener.png"
 FEWEST = 4  # pictures of each k: of fewer, a few hard ones would decide
@@ -149,6 +148,5 @@ def write(report: Mapping[str, Any], folder: Path) -> None:
     """Writes zener.json and zener.png into the folder. ImportError, with the mend, without matplotlib."""
     from eval.plots import plot_zener
 
-    with whole_file(folder / REPORT) as draft:
-        draft.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / REPORT, report)
     plot_zener({report["model"]: report["k"]}, folder / PLOT)

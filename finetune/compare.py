@@ -38,7 +38,7 @@ from vision.ahead import ahead
 from vision.backbone import Backbone
 from vision.encoder import VisionEncoder
 from vision.features import FeatureCache
-from vision.files import whole_file
+from vision.files import write_json
 
 TRAIN, TEST = "train", "test"  # what the seeds of pictures begin with
 DATA = ["Zener cards"]  # for the model card
@@ -96,8 +96,7 @@ def tune(config: ZenerConfig, folder: Path, *, overwrite: bool = False) -> dict[
         if not (run / DONE).exists():
             report = tune_one(config, name, backbone, run)
             write(report, run)
-            with whole_file(run / DONE) as draft:
-                draft.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+            write_json(run / DONE, report)
         results[name] = json.loads((run / DONE).read_text(encoding="utf-8"))
     return {"config": asdict(config), "tokens": results}
 

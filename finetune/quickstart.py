@@ -1,6 +1,5 @@
 """The quickstart: real parts, real data, a trained adapter, its scores and its answers, on a machine without a GPU."""
 
-import json
 import random
 import resource
 import sys
@@ -32,6 +31,7 @@ from mmlm.decoder import active_parameters
 from mmlm.model import MultimodalLM
 from mmlm.samples import Sample, encode_images, identity
 from vision.features import FeatureCache
+from vision.files import write_json
 
 VQA = {"easy_vqa": "easy-VQA", "easy_vqa_redrawn": "easy-VQA redrawn"}  # test sets, and what people read
 CAPTIONS = {"shapes": "shapes redrawn", "scenes": "scenes"}
@@ -108,7 +108,7 @@ def quickstart(config: QuickstartConfig, folder: Path, *, resume: bool = False, 
     }
     model.config.data, model.config.scores = DATA, card_scores(report)
     model.save_pretrained(folder)
-    (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / REPORT, report)
     cards = {name: make_cards(tests[name], said[name][0], CARDS[name]) for name in CARDS}
     answered, captioned = cards["easy_vqa"] + cards["easy_vqa_redrawn"], cards["scenes"]
     about = f"{zoo.DECODER} with {zoo.VISION}; images: {EASY_VQA_CREDIT}; {CREDIT}"

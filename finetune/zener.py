@@ -3,7 +3,6 @@
 Nothing heavy is imported before it runs.
 """
 
-import json
 import sys
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Sequence
@@ -39,12 +38,12 @@ def compare(args: Namespace) -> int:
     from eval.plots import check_matplotlib, plot_zener
     from finetune.compare import probe, tune
     from finetune.page import put, tables
+    from vision.files import write_json
 
     check_matplotlib()  # rather than after some minutes
     folder = Path(args.folder)
     report = probe(config) if args.what == "probe" else tune(config, folder, overwrite=args.overwrite)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{args.what}.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / f"{args.what}.json", report)
     curves = {name: one["k"] for name, one in report["tokens"].items()}
     plot_zener(curves, folder / f"{args.what}.png")
     print(f"\n{tables(report)}\n\n{folder / args.what}.json has more, {folder / args.what}.png is a plot of it.")
