@@ -15,7 +15,7 @@ from vision.networks import Network, built_network, timm_networks
 from vision.tiles import TILE
 
 MODULE = "module/"  # begins the name of a backbone that was given built, and cannot be loaded by name
-NARROW = TILE // 2  # as narrow as what is shown of a picture may be
+STEP = 256  # pixels: parts of a picture are multiples of it; by 128 kernels of 16 sizes crowded each other out
 REFUSALS = (AssertionError, RuntimeError, ValueError)  # what networks raise for pictures that they do not take
 
 
@@ -51,7 +51,7 @@ class Backbone(nn.Module):
             raise ValueError(f"its maps have shapes {shapes}")
         self.channels: list[int] = [shape[1] for shape in shapes]
         self.sides: list[int] = [shape[2] for shape in shapes]
-        self.any_size: bool = side == TILE and takes_any_size(self.maps) and self._takes(TILE, NARROW)
+        self.any_size: bool = side == TILE and takes_any_size(self.maps) and self._takes(TILE, STEP)
 
     @torch.no_grad()
     def _takes(self, height: int, width: int) -> bool:
@@ -69,7 +69,7 @@ class Backbone(nn.Module):
     def forward(self, pictures: Tensor, depths: Sequence[int] | None = None) -> list[Tensor]:
         """uint8 [P, 3, 512, 512] -> a list of [P, C, h, w]: those of these depths (-1: the deepest), or all in order.
 
-        With `any_size`, the upper left part of pictures gives that of maps, where its sides are multiples of 256.
+        With `any_size`, the upper left part of pictures gives that of maps, where its sides are multiples of STEP.
         What comes after the deepest one that is asked for is not run, where the network allows that.
         """
         rows = pictures.permute(0, 2, 3, 1).flatten(2).float()  # [P, h, w * 3]: six times as fast as by pixel

@@ -15,14 +15,13 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from vision.ahead import ahead
-from vision.backbone import Backbone
+from vision.backbone import STEP, Backbone
 from vision.images import ImageError, Lazy, Source, open_reduced, opened
 from vision.pyramid import CELL, PICTURE, REAL, SLOT, Pyramid, layout
 from vision.tiles import TILE, cut_tiles, plan_tiles, view_size
 
 CPU_BATCH = 1  # pictures a pass on a CPU: four do not fit its caches, and took 1.5 times as long each
 BATCH = 64  # pictures a pass elsewhere
-STEP = 256  # pixels: what is shown of a picture is a multiple of it; by 128 kernels of 16 sizes crowded each other out
 
 Result = TypeVar("Result")
 
