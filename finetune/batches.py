@@ -1,6 +1,6 @@
-"""Samples into batches: encoded once, grouped by image, drawn in an order that the seed and the step decide alone.
+"""Which samples a step has: grouped by image, drawn in an order that the seed and the step decide alone.
 
-R rows, T text tokens.
+N samples, G groups of samples that show the same images.
 """
 
 import math
@@ -8,219 +8,153 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import torch
-from torch.nn.utils.rnn import pad_sequence
+import numpy as np
 
-from finetune.below import Below
 from finetune.config import BatchConfig
-from mmlm.kept import Parts
-from mmlm.model import MultimodalLM
-from mmlm.prefix import Prefixes, blind
-from mmlm.processor import Marked
-from mmlm.samples import Sample, asked, encode_images, media_of, read_images
-from vision.features import FeatureCache
+from finetune.encoded import Encoded
 
-AHEAD = 16  # batches
-IGNORED = -100  # cross-entropy's mark for what is not learnt
+WINDOW = 32  # batches within which images are sorted by length
+
+Name = tuple[int, int]
+"""A sample: which data set, and its number there."""
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """A sample ready to be batched."""
+class Facts:
+    """What batches are planned by: a number for each of N samples."""
 
-    question: str
-    answer: str
-    images: tuple[str, ...]
-    """Keys of its images in the feature cache."""
-    text: Marked
-    """Question and answer, as tokens; those of the answer are learnt."""
-
-    @property
-    def blind(self) -> int:
-        """Tokens before the first that sees an image or foretells what is learnt."""
-        return blind(self.text)
-
-    @property
-    def learnt(self) -> list[int]:
-        """The answer's tokens."""
-        return self.text.ids[len(self.text.ids) - self.text.answer :]
-
-    def split(self, count: int) -> Parts:
-        """Its tokens but the last, which foretells nothing: the first `count`, the prompt's others, the answer's."""
-        prompt = len(self.text.ids) - self.text.answer
-        return tuple(map(tuple, (self.text.ids[:count], self.text.ids[count:prompt], self.text.ids[prompt:-1])))
+    group: np.ndarray
+    """Which images it shows: 0 .. G - 1."""
+    question: np.ndarray
+    answer: np.ndarray
+    """What it asks and says: the same number for the same words."""
+    size: np.ndarray
+    """Of its media."""
+    length: np.ndarray
+    """Its tokens."""
+    words: Counter[int]
+    """How often each token is learnt in all of them."""
 
 
-def encode(model: MultimodalLM, cache: FeatureCache, samples: Sequence[Sample], say: str) -> list[Encoded]:
-    """Samples -> tokens and feature-cache keys; images not seen before are encoded on the way.
+def facts_of(data: Sequence[Encoded]) -> Facts:
+    """The facts of samples at hand."""
 
-    ValueError, naming the sample, for an answer without a token.
-    """
-    texts = [asked(model, sample, True) for sample in samples]
-    for sample, text in zip(samples, texts, strict=True):
-        if not text.answer:
-            raise ValueError(f"sample {sample.id!r}: nothing to learn, its answer has no token; give it one")
-    keys = encode_images(cache, samples, say)
-    if model.processor.reader:  # which takes longest: what can be refused has been
-        written = read_images(model, cache, samples, f"{say}: text")
-        texts = [asked(model, sample, True, read) for sample, read in zip(samples, written, strict=True)]
-    return [
-        Encoded(sample.question, sample.answer, shown, text)
-        for sample, shown, text in zip(samples, keys, texts, strict=True)
-    ]
+    def numbered(values: Sequence[object]) -> np.ndarray:
+        numbers = {value: number for number, value in enumerate(sorted(set(values)))}  # type: ignore[type-var]
+        return np.array([numbers[value] for value in values])
+
+    return Facts(
+        numbered([entry.images for entry in data]),
+        numbered([entry.question for entry in data]),
+        numbered([entry.answer for entry in data]),
+        np.array([entry.size for entry in data]),
+        np.array([len(entry.text.ids) for entry in data]),
+        Counter(word for entry in data for word in entry.learnt),
+    )
 
 
 class Batches:
-    """Batch number n of a data set, for any n: a function of the seed and n alone, so that a run can be resumed.
+    """The samples of batch number n of a data set, for any n: a function of the seed and n alone.
 
     A batch has `config.images` images of about equal length, with up to `config.per_image` samples of each.
+
+    Args:
+        data: samples by their number; they are not looked at before they are read.
+        facts: of the data; None: of samples at hand.
     """
 
-    def __init__(
-        self, model: MultimodalLM, cache: FeatureCache, data: Sequence[Encoded], config: BatchConfig, seed: int
-    ) -> None:
-        self.model, self.cache, self.config, self.seed = model, cache, config, seed
-        self.below = Below(model)
-        self.by_image: dict[tuple[str, ...], list[Encoded]] = {}
-        for entry in sorted(data, key=lambda entry: (entry.question, entry.answer)):
-            self.by_image.setdefault(entry.images, []).append(entry)
-        self.weights = rarity(data, config.balance)
-        self.length = {
-            images: (sum(map(cache.size, images)), max(len(entry.text.ids) for entry in mine))
-            for images, mine in self.by_image.items()
-        }  # what a batch is padded to: media first, since they cost most
-        self.epoch_of, self.plan = -1, list[list[tuple[str, ...]]]()
+    def __init__(self, data: Sequence[Encoded], config: BatchConfig, seed: int, facts: Facts | None = None) -> None:
+        self.data, self.config, self.seed = data, config, seed
+        self.facts = its = facts_of(data) if facts is None else facts
+        self.mine = np.lexsort((its.answer, its.question, its.group))  # samples, group by group
+        self.starts = np.searchsorted(its.group[self.mine], np.arange(its.group.max(initial=-1) + 2))
+        self.rarity = rarity(its, config.balance)
+        lengths = np.maximum.reduceat(its.length[self.mine], self.starts[:-1]) if len(data) else its.length
+        self.cost = list(zip(its.size[self.mine[self.starts[:-1]]].tolist(), lengths.tolist(), strict=True))
+        """Of each group what a batch is padded to: media first, since they cost most."""
+        self.epoch_of, self.plan = -1, list[list[int]]()
 
     def __len__(self) -> int:
         """Batches of one epoch: every image once."""
-        return math.ceil(len(self.by_image) / self.config.images)
+        return math.ceil(len(self.cost) / self.config.images)
 
-    def choose(self, number: int) -> list[Encoded]:
-        """The samples of batch `number`."""
+    def choose(self, number: int) -> list[list[int]]:
+        """The samples of batch `number`, image by image."""
         epoch, place = divmod(number, len(self))
         if epoch != self.epoch_of:
             self.epoch_of, self.plan = epoch, self.order(epoch)
         drawn = random.Random(f"{self.seed} {number}")
         chosen = []
-        for images in self.plan[place]:
-            mine = self.by_image[images]
+        for group in self.plan[place]:
+            mine = self.mine[self.starts[group] : self.starts[group + 1]].tolist()
             # Efraimidis & Spirakis 2006, doi:10.1016/j.ipl.2005.11.003: a weighted draw without replacement
-            mine = sorted(mine, key=lambda entry: drawn.random() ** (1 / self.weights[entry.question, entry.answer]))
-            chosen += mine[-self.config.per_image :]
+            keys = {sample: drawn.random() ** (1 / self.rarity[sample]) for sample in mine}
+            chosen.append(sorted(mine, key=keys.__getitem__)[-self.config.per_image :])
         return chosen
 
-    def order(self, epoch: int) -> list[list[tuple[str, ...]]]:
-        """The images of each batch of an epoch: shuffled, then sorted by length within windows of 32 batches."""
+    def part(self, number: int, place: int = 0, of: int = 1) -> list[int]:
+        """The samples of batch `number`, or of one of the parts that its images are parted into."""
+        return [sample for group in self.choose(number)[place::of] for sample in group]
+
+    def order(self, epoch: int) -> list[list[int]]:
+        """The groups of each batch of an epoch: shuffled, then sorted by cost within windows."""
         drawn = random.Random(f"{self.seed} epoch {epoch}")
-        images = sorted(self.by_image)
-        drawn.shuffle(images)
+        groups = list(range(len(self.cost)))
+        drawn.shuffle(groups)
         size = self.config.images
         batches = []
-        for start in range(0, len(images), 32 * size):
-            window = sorted(images[start : start + 32 * size], key=self.length.__getitem__)
+        for start in range(0, len(groups), WINDOW * size):
+            window = sorted(groups[start : start + WINDOW * size], key=self.cost.__getitem__)
             batches += [window[i : i + size] for i in range(0, len(window), size)]
         drawn.shuffle(batches)
         return batches
 
-    def __getitem__(self, number: int) -> dict[str, Any]:
-        self.look_ahead(number)
-        return batch_of(self.model, self.cache, self.choose(number), self.below)
 
-    def look_ahead(self, number: int) -> None:
-        """Has texts of the next batches computed too where some of this one are new, so that chunks are full."""
-        texts = self.texts(number)
-        if self.below.usable and not self.below.keeps(texts):
-            for ahead in range(number + 1, number + AHEAD):
-                texts += self.texts(ahead)
-                if len(texts) > self.below.most // 4:  # of two pieces each: the first must still be kept then
-                    break
-            self.below.states(texts)
-
-    def texts(self, number: int) -> list[Parts]:
-        """The texts of a batch, parted where they stop to be blind and where answers start."""
-        return [entry.split(entry.blind) for entry in self.choose(number)]
-
-    def shown(self, number: int) -> dict[str, Any]:
-        """What batch `number` shows, as media, and teaches of it: `labels` [R, L], the answers. No decoder is run."""
-        chosen = [entry for entry in self.choose(number) if entry.images]
-        if not chosen:
-            return {"labels": torch.zeros(0, 0, dtype=torch.int64)}
-        answers = [torch.tensor(entry.learnt) for entry in chosen]
-        labels = pad_sequence(answers, batch_first=True, padding_value=IGNORED)
-        index = torch.zeros(len(chosen), 1, dtype=torch.int64)
-        return media_of(self.cache, [entry.images for entry in chosen], index) | {"labels": labels}
-
-    def words(self) -> Counter[int]:
-        """How often each token is learnt in an epoch of all samples."""
-        entries = (entry for mine in self.by_image.values() for entry in mine)
-        return Counter(word for entry in entries for word in entry.learnt)
-
-
-def rarity(data: Sequence[Encoded], power: float) -> dict[tuple[str, str], float]:
-    """Weight of each (question, answer): the answer's share among those to the question, to the power of -power.
+def rarity(facts: Facts, power: float) -> np.ndarray:
+    """The weight of each sample: its answer's share among those to its question, to the power of -power.
 
     A question's samples have weight 1 in the mean, so that no question is drawn more often for having many answers.
     """
-    both = Counter((entry.question, entry.answer) for entry in data)
-    asked = Counter(entry.question for entry in data)
-    share = {pair: count / asked[pair[0]] for pair, count in both.items()}
-    mean = dict.fromkeys(asked, 0.0)
-    for (question, _), part in share.items():
-        mean[question] += part ** (1 - power)
-    return {pair: part**-power / mean[pair[0]] for pair, part in share.items()}
+    pairs = np.stack([facts.question, facts.answer], 1)
+    _, pair, count = np.unique(pairs, axis=0, return_inverse=True, return_counts=True)
+    _, question, asked = np.unique(facts.question, return_inverse=True, return_counts=True)
+    share = count[pair] / asked[question]
+    weights = share**-power
+    mean = np.bincount(question, weights) / asked
+    return weights / mean[question]
 
 
 class Mixture:
-    """Several data sets in turn, in fixed shares: batch number n is a function of n alone."""
+    """Several data sets in turn, in fixed shares: what step number n has is a function of n alone."""
 
-    def __init__(self, parts: Sequence[Batches], shares: Sequence[float]) -> None:
-        self.parts, self.shares = parts, [share / sum(shares) for share in shares]
-        self.counts = [0] * len(parts)
+    def __init__(self, sets: Sequence[Batches], shares: Sequence[float]) -> None:
+        self.sets, self.shares = sets, [share / sum(shares) for share in shares]
+        self.counts = [0] * len(sets)
         self.places: list[tuple[int, int]] = []  # of the batches so far
 
-    def __getitem__(self, number: int) -> dict[str, Any]:
-        part, place = self.locate(number)
-        return self.parts[part][place]
+    def part(self, number: int, place: int = 0, of: int = 1) -> list[Name]:
+        """Names of the samples of a step, or of one of the parts that its images are parted into."""
+        which, its = self.locate(number)
+        return [(which, sample) for sample in self.sets[which].part(its, place, of)]
 
-    def shown(self, number: int) -> dict[str, Any]:
-        part, place = self.locate(number)
-        return self.parts[part].shown(place)
+    def read(self, name: Name) -> Encoded:
+        """The sample of a name, called by one thread or another. ValueError if it is broken."""
+        which, sample = name
+        return self.sets[which].data[sample]
 
     def words(self) -> Counter[int]:
-        return sum((part.words() for part, share in zip(self.parts, self.shares, strict=True) if share), Counter())
+        """How often each token is learnt in an epoch of each data set that has a share."""
+        return sum(
+            (its.facts.words for its, share in zip(self.sets, self.shares, strict=True) if share), Counter[int]()
+        )
 
-    def locate(self, number: int) -> tuple[int, int]:
-        """Which part batch `number` is from, and its number there: the part whose count lags most behind its share."""
+    def locate(self, number: int) -> Name:
+        """Which data set step `number` has, and which batch of it: that which lags most behind its share."""
         while len(self.places) <= number:
             drawn = len(self.places) + 1
             lag = [share * drawn - count for share, count in zip(self.shares, self.counts, strict=True)]
-            part = lag.index(max(lag))
-            self.places.append((part, self.counts[part]))
-            self.counts[part] += 1
+            which = lag.index(max(lag))
+            self.places.append((which, self.counts[which]))
+            self.counts[which] += 1
         return self.places[number]
-
-
-def batch_of(
-    model: MultimodalLM, cache: FeatureCache, chosen: Sequence[Encoded], below: Below | None = None
-) -> dict[str, Any]:
-    """Samples -> what `learnt_loss` takes: the model's inputs, right-padded, `labels` [R, T], and states from `below`.
-
-    Labels are what each token foretells, where that is learnt. With `below`, text before the images is left to what the
-    decoder remembers of it; such a batch is good for one forward.
-    """
-    prefixes = below.prefixes if below else Prefixes(model.decoder)
-    skipped = [entry.blind if below and prefixes.usable else 0 for entry in chosen]
-    texts = [entry.split(count) for entry, count in zip(chosen, skipped, strict=True)]
-    batch = prefixes.rests([(before, seeing + answer) for before, seeing, answer in texts])
-    labels = torch.full_like(batch["input_ids"], IGNORED)
-    index = torch.full_like(batch["attention_mask"], -1)
-    first = index.shape[1] - labels.shape[1]
-    for row, (entry, (_, seeing, answer), count) in enumerate(zip(chosen, texts, skipped, strict=True)):
-        rest, start = len(seeing) + len(answer), len(seeing) - 1
-        labels[row, start : start + entry.text.answer] = torch.tensor(entry.learnt)
-        index[row, first : first + rest] = torch.tensor(entry.text.index[count : count + rest])
-    media = media_of(cache, [entry.images for entry in chosen], index)
-    states = pad_sequence(below.states(texts), batch_first=True) if below and below.usable else None
-    return batch | media | {"labels": labels, "below": states}

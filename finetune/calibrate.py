@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from finetune.batches import IGNORED
+from finetune.encoded import IGNORED
 from finetune.loss import logits_only
 from mmlm.decoder import find_layers
 from mmlm.model import MultimodalLM

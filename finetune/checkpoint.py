@@ -1,51 +1,209 @@
-"""Checkpoints: the adapter, its optimizer and the step, written under a temporary name and renamed."""
+"""Checkpoints: what is trained, its optimizer's state and how far the run has come. Frozen weights are not in them.
 
+    checkpoints/step-00000100.5f3a…e1.pt      a file is written under another name, then renamed to this one: its step,
+                                              and a hash of its bytes
+
+Weights that are sharded over processes are gathered, and sharded again as the run that goes on shards them: a
+checkpoint of two processes is good for one, or for eight. Nothing random is in it: what is drawn at a step follows from
+the seed and the step.
+"""
+
+import hashlib
+import logging
 import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
-from torch import nn
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
-from finetune.folder import CHECKPOINT
+from finetune.folder import CHECKPOINTS
+from finetune.ranks import main_writes
+from mmlm.model import MultimodalLM
+
+PATTERN = re.compile(r"step-(\d{8,})\.([0-9a-f]{32})\.pt")
+logger = logging.getLogger(__name__)
 
 
-def save(folder: Path, step: int, smooth: float, adapter: nn.Module, optimizer: Any) -> None:
-    """Writes what a run needs to go on after `step` steps. The last one is replaced when the new one is whole.
+@dataclass
+class Progress:
+    """How far a run has come."""
 
-    Args:
-        smooth: the smoothed loss.
+    step: int = 0
+    """Steps done."""
+    smooth: float | None = None
+    """The smoothed loss."""
+    skipped: int = 0
+    """Steps that changed nothing, since their loss or gradient was not to be trusted."""
+    seen: int = 0
+    """Samples of all steps."""
+    broken: int = 0
+    """Those of them that could not be read."""
+    best: float | None = None
+    """The best score so far; more is better."""
+    best_step: int = 0
+    """The step that had it."""
+
+
+def save(folder: Path, progress: Progress, model: MultimodalLM, optimizer: torch.optim.Optimizer, keep: int) -> None:
+    """Writes a checkpoint into the run's folder; of older ones the last `keep - 1` stay, and the best.
+
+    To be called in every process: the main one writes. OSError, in all of them, if it cannot; the ones before are kept.
     """
-    draft = folder / f".{CHECKPOINT}.part"
+    state = {"progress": asdict(progress), "trained": whole(model.saved()), "optimizer": moments(model, optimizer)}
+    with main_writes() as mine:
+        if mine:
+            write(folder / CHECKPOINTS, progress.step, state)
+            prune(folder / CHECKPOINTS, keep, progress.best_step)
+
+
+def load(folder: Path, model: MultimodalLM, optimizer: torch.optim.Optimizer) -> Progress:
+    """Puts back what the last whole checkpoint has, if there is any; returns how far it had come.
+
+    A damaged one is told of in the log, and the one before it is taken. ValueError if none is whole, or it is of a run
+    with other settings.
+    """
+    if not (found := checkpoints(folder)):
+        return Progress()
+    for path in found:
+        if (kept := read(path)) is None:
+            logger.warning("%s: damaged, its bytes are not those that were written; going back to the one before", path)
+            continue
+        try:
+            fill(model.saved(), kept["trained"])
+            fill_moments(model, optimizer, kept["optimizer"])
+            return Progress(**{entry.name: kept["progress"][entry.name] for entry in fields(Progress)})
+        except (KeyError, ValueError, TypeError) as error:
+            raise ValueError(
+                f"{path}: not a checkpoint of this run's settings ({error}); resume with the settings it was made "
+                "with, or start over with --overwrite"
+            ) from error
+    raise ValueError(f"{found[0].parent}: every checkpoint is damaged; put a whole one there, or --overwrite")
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Those of a run, the last first."""
+    names = [path for path in (folder / CHECKPOINTS).glob("step-*.pt") if PATTERN.fullmatch(path.name)]
+    return sorted(names, key=step_of, reverse=True)
+
+
+def step_of(path: Path) -> int:
+    """The step that a checkpoint is named by."""
+    return int(path.name.split(".")[0].removeprefix("step-"))
+
+
+def prune(folder: Path, keep: int, best: int) -> None:
+    """Removes all but the last `keep` checkpoints and that of the step `best`; and drafts that a kill left."""
+    for path in checkpoints(folder.parent)[keep:]:
+        if step_of(path) != best:
+            path.unlink(missing_ok=True)
+    for draft in folder.glob(".step-*.part"):
+        draft.unlink(missing_ok=True)
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+class Hashed:
+    """A file that is written, and the hash of what was."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.digest = file, hashlib.blake2b(digest_size=16)
+
+    def write(self, data: Any) -> int:
+        self.digest.update(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def write(folder: Path, step: int, state: Mapping[str, Any]) -> None:
+    """Writes a checkpoint under a temporary name, makes sure that it is on the disk, and renames it."""
+    folder.mkdir(exist_ok=True)
+    draft = folder / f".step-{step:08}.part"
     try:
-        parts = {"adapter": adapter.state_dict(), "optimizer": optimizer.state_dict()}
-        torch.save({"step": step, "loss_smooth": smooth} | parts, draft)
-        os.replace(draft, folder / CHECKPOINT)
-    except RuntimeError as error:  # torch's word for a disk that is full
-        raise OSError(f"{folder / CHECKPOINT}: could not be written ({error}); the one before it is kept") from error
+        with draft.open("wb") as file:
+            hashed = Hashed(file)
+            torch.save(state, hashed)  # type: ignore[arg-type]  # all that it asks of a file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, folder / f"step-{step:08}.{hashed.digest.hexdigest()}.pt")
+    except (RuntimeError, OSError) as error:  # the first is torch's word for a disk that is full
+        raise OSError(
+            f"{folder}: the checkpoint of step {step} could not be written ({error}); those before it are kept: mend "
+            "that, and go on with --resume"
+        ) from error
     finally:
         draft.unlink(missing_ok=True)
 
 
-def load(folder: Path, adapter: nn.Module, optimizer: Any) -> tuple[int, float]:
-    """Puts back what `save` wrote, if there is any; returns the steps done and the smoothed loss (without any, zeros).
+def read(path: Path) -> dict[str, Any] | None:
+    """What a checkpoint holds; None if its bytes are not those that were written."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    match = PATTERN.fullmatch(path.name)
+    if match is None or digest != match[2]:
+        return None
+    try:
+        kept: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        return kept
+    except (RuntimeError, EOFError, UnpicklingError):  # named by the hash of its bytes, and yet no file of torch
+        return None
 
-    ValueError if it is damaged, or of a run with other settings.
-    """
-    path = folder / CHECKPOINT
-    if not path.exists():
-        return 0, 0.0
-    try:
-        kept = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, UnpicklingError) as error:  # torch's words would advise to load it unsafely
-        raise ValueError(f"{path}: damaged; put a whole one there, or start over with --overwrite") from error
-    try:
-        adapter.load_state_dict(kept["adapter"])
-        optimizer.load_state_dict(kept["optimizer"])
-        return int(kept["step"]), float(kept["loss_smooth"])
-    except (RuntimeError, KeyError, ValueError, TypeError) as error:
-        raise ValueError(
-            f"{path}: not a checkpoint of this run's settings ({str(error).partition(chr(10))[0]}); "
-            "resume with the settings it was made with, or start over with --overwrite"
-        ) from error
+
+# -- weights ----------------------------------------------------------------------------------------------------------
+
+
+def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors, shards of which may lie in several processes -> whole ones in this one's memory."""
+    return {name: (t.full_tensor() if isinstance(t, DTensor) else t).detach().cpu() for name, t in tensors.items()}
+
+
+def like(value: Tensor, place: Tensor) -> Tensor:
+    """A whole tensor -> on the device of another, and sharded as that is."""
+    if isinstance(place, DTensor):
+        return distribute_tensor(value.to(place.device), place.device_mesh, place.placements)
+    return value.to(place.device)
+
+
+@torch.no_grad()
+def fill(places: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Copies values to their places. ValueError if they are others, or of other shapes."""
+    shapes, wanted = ({name: tuple(t.shape) for name, t in some.items()} for some in (values, places))
+    if wrong := sorted(shapes.items() ^ wanted.items()):
+        name = wrong[0][0]
+        raise ValueError(f"{len(wrong)} tensors differ, such as {name}: {shapes.get(name)}, not {wanted.get(name)}")
+    for name, place in places.items():
+        place.copy_(like(values[name], place))
+
+
+def learning(model: MultimodalLM) -> Iterator[tuple[str, Tensor]]:
+    """What is trained, by name."""
+    for name, parameter in model.named_parameters():
+        if name in model.trained:
+            yield name, parameter
+
+
+def moments(model: MultimodalLM, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
+    """The optimizer's state of each parameter, by its name."""
+    return {name: whole(optimizer.state[p]) for name, p in learning(model) if p in optimizer.state}
+
+
+def fill_moments(
+    model: MultimodalLM, optimizer: torch.optim.Optimizer, kept: Mapping[str, Mapping[str, Tensor]]
+) -> None:
+    """Puts back what `moments` gave. ValueError for that of other parameters."""
+    known = dict(learning(model))
+    if unknown := sorted(kept.keys() - known.keys()):
+        raise ValueError(f"its optimizer has {unknown[0]}, which is not trained")
+    for name, state in kept.items():
+        place = known[name]
+        if wrong := [key for key, value in state.items() if value.dim() and value.shape != place.shape]:
+            raise ValueError(f"its optimizer has {wrong[0]} of another shape for {name}")
+        optimizer.state[place] = {key: like(value, place) if value.dim() else value for key, value in state.items()}

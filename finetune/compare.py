@@ -22,12 +22,15 @@ from eval.cards import Cards
 from eval.commands import sizes
 from eval.run import shuffle
 from eval.zener import decks, sample_of, score, write, zener
-from finetune.batches import Batches, Encoded, Mixture
+from finetune.batches import Batches, Mixture
+from finetune.checkpoint import checkpoints
 from finetune.config import check_resumable
-from finetune.folder import CHECKPOINT, LOSS, METRICS, check_folder, has_run, start_folder
-from finetune.loop import check_alone, train
+from finetune.encoded import Encoded
+from finetune.folder import LOSS, METRICS, check_folder, has_run, start_folder
+from finetune.loop import train
 from finetune.plots import plot_loss
 from finetune.probe import Shown, tell, train_probe
+from finetune.ranks import check_alone
 from finetune.zener_config import ProbeConfig, TuneConfig, ZenerConfig
 from mmlm import zoo
 from mmlm.config import AdapterConfig
@@ -103,7 +106,7 @@ def tune(config: ZenerConfig, folder: Path, *, overwrite: bool = False) -> dict[
 
 def tune_one(config: ZenerConfig, name: str, backbone: Backbone, run: Path) -> dict[str, Any]:
     """One configuration, trained in the folder `run` and scored: what its tuned.json holds."""
-    ks, resumed = sizes(config.k), (run / CHECKPOINT).exists()
+    ks, resumed = sizes(config.k), bool(checkpoints(run))
     torch.manual_seed(config.seed)
     model = MultimodalLM.from_parts(
         config.decoder,
@@ -126,15 +129,13 @@ def tune_one(config: ZenerConfig, name: str, backbone: Backbone, run: Path) -> d
     encoded = time.perf_counter()
     parts = [
         Batches(
-            model,
-            cache,
-            [encoded_of(model, deck, keys[deck]) for deck in known[k]],
+            [encoded_of(model, cache, deck, keys[deck]) for deck in known[k]],
             replace(config.tune.train.batch, images=its.images),
             config.seed,
         )
         for k, its in lessons.items()
     ]
-    train(model, Mixture(parts, [its.share for its in lessons.values()]), config.tune.train, run)
+    train(model, cache, Mixture(parts, [its.share for its in lessons.values()]), config.tune.train, run)
     model.save_pretrained(run)
     plot_loss(run / METRICS, run / LOSS)
     trained = time.perf_counter()
@@ -179,9 +180,12 @@ def curriculum(ks: Sequence[int], settings: TuneConfig) -> dict[int, Lesson]:
     return lessons
 
 
-def encoded_of(model: MultimodalLM, deck: Cards, key: str) -> Encoded:
+def encoded_of(model: MultimodalLM, cache: FeatureCache, deck: Cards, key: str) -> Encoded:
     """A picture of cards, its features in the cache, ready to be batched."""
-    return Encoded(deck.question, deck.answer, (key,), asked(model, sample_of(deck), answered=True))
+    sample = sample_of(deck)
+    return Encoded(
+        sample.id, sample.question, sample.answer, (key,), asked(model, sample, answered=True), cache.size(key)
+    )
 
 
 def probe_config(tokens: str, backbone: Backbone, settings: ProbeConfig) -> AdapterConfig:

@@ -17,6 +17,11 @@ def within(interval: str, default: Any) -> Any:
     return field(default=default, metadata={"in": interval})
 
 
+def one_of(*values: str) -> Any:
+    """A field that takes one of these, by default the first."""
+    return field(default=values[0], metadata={"of": values})
+
+
 @dataclass
 class OptimConfig:
     """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) with warm-up and linear decay."""
@@ -42,13 +47,17 @@ class BatchConfig:
     """How samples are put together."""
 
     images: int = within("[1, inf)", 16)
-    """Images of a batch, each with its own samples; media are projected once per image."""
+    """Images of a step, each with its own samples, parted among processes and passes; media are projected once per
+    image."""
     per_image: int = within("[1, inf)", 4)
     """Samples of each image, at the most."""
     balance: float = within("[0, inf)", 1.0)
     """Draw a sample the more often, the rarer its answer is among those to its question: its share to the power of
     -balance. At 0 samples are drawn as they come, at 1 answers to a question are nearly as common as each other: not
     quite, since an image's samples are drawn without replacement."""
+    passes: int = within("[1, inf)", 1)
+    """Forward and backward passes of each process in a step, each with its part of the images: more take less memory
+    (gradient accumulation)."""
 
 
 @dataclass
@@ -61,6 +70,18 @@ class TrainConfig:
     """Steps between lines of metrics.jsonl."""
     save_every: int = within("[1, inf)", 50)
     """Steps between checkpoints."""
+    keep: int = within("[1, inf)", 2)
+    """Checkpoints that are kept, beside the one that scored best."""
+    trouble: str = one_of("stop", "skip")
+    """What is done about a step whose loss or gradient is no number, or spikes: "stop" the run, or "skip" the step."""
+    spike: float = within("[0, inf)", 0.0)
+    """A loss of more than so many times the smoothed one is trouble, too; 0: it never is."""
+    broken: float = within("[0, 1]", 0.05)
+    """The largest share of samples that may be broken (an image that cannot be opened); they are left out and named."""
+    recompute: bool = False
+    """Compute activations again in backward: less memory for a third more time (activation checkpointing)."""
+    trackers: str = ""
+    """What else metrics go to, of what Accelerate knows: "tensorboard", "wandb", "trackio", "mlflow", "all"."""
     calibrate: int = within("[0, inf)", 8)
     """Batches over which the adapter's norms are fitted to the frozen parts before the first step; 0: not at all."""
     words: int = within("[0, inf)", 480)
@@ -122,6 +143,9 @@ def resolve(config: Any, given: Mapping[str, Any], where: str = "") -> Any:
         interval = known[key].metadata.get("in")
         if interval and not inside(value, interval):
             raise ValueError(f"config field {name!r} is in {interval}, not {value!r}")
+        choices = known[key].metadata.get("of")
+        if choices and value not in choices:
+            raise ValueError(f"config field {name!r} is {' or '.join(choices)}, not {value!r}")
         setattr(config, key, value)
     return config
 

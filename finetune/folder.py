@@ -1,14 +1,15 @@
 """A run's folder: what its files are called, and whether a run may start, go on or start over there."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 from finetune.config import NAME, write
 from mmlm.names import WEIGHTS
 
-CHECKPOINT, METRICS = "checkpoint.pt", "metrics.jsonl"
+CHECKPOINTS, METRICS, TROUBLE = "checkpoints", "metrics.jsonl", "trouble.jsonl"
 LOSS, REPORT, PAGE = SHOWN = ("loss.png", "report.json", "report.html")
-RUN = (CHECKPOINT, METRICS, WEIGHTS)  # files of which any makes a folder a run's
+RUN = (CHECKPOINTS, METRICS, WEIGHTS)  # files of which any makes a folder a run's
 
 
 def check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
@@ -35,6 +36,7 @@ def has_run(folder: Path) -> bool:
 def start_folder(config: Any, folder: Path) -> None:
     """Makes the run's folder, removes what another run made, and writes the config."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (*RUN, *SHOWN):
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    for name in (METRICS, TROUBLE, WEIGHTS, *SHOWN):
         (folder / name).unlink(missing_ok=True)
     write(config, folder)

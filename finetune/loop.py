@@ -1,148 +1,188 @@
-"""The training loop: only the adapter learns, with Accelerate."""
+"""The training loop: on one process or many, with Accelerate, the adapter learns and the frozen parts do not.
 
-import json
+A step's samples follow from the seed and the step alone. They are parted among processes and passes, and the loss of
+each part is divided by the number of learnt tokens of all: 1 process with 8 passes, 2 with 4 and 8 with 1 take the same
+step.
+"""
+
 import math
-import os
-import time
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device
-from torch import nn
+from accelerate.utils import DistributedDataParallelKwargs, send_to_device
 from tqdm import tqdm
 
 from finetune import checkpoint
+from finetune.batches import Mixture
 from finetune.calibrate import calibrate
-from finetune.config import OptimConfig, TrainConfig
-from finetune.folder import METRICS
+from finetune.checkpoint import Progress
+from finetune.collate import Collator
+from finetune.config import TrainConfig
+from finetune.encoded import IGNORED, Encoded
+from finetune.fetch import Fetched, read
+from finetune.folder import TROUBLE
 from finetune.loss import learnt_loss
+from finetune.metrics import Metrics
+from finetune.optim import adamw, set_rates
+from finetune.ranks import everyone, total
+from finetune.stop import stopping
 from finetune.words import learn_words, speak
 from mmlm.model import MultimodalLM
+from vision.features import FeatureCache
 
 MOST_WORDS = 1024
+FEW = 200  # samples, of which a share that is broken says something
+
+Score = Callable[[int], float]
+"""What the model is worth at a step: more is better. Called in every process."""
 
 
-class Numbered(Protocol):
-    """Batch number n, for any n: `Batches` or a `Mixture`."""
+def train(
+    model: MultimodalLM,
+    cache: FeatureCache,
+    mixture: Mixture,
+    config: TrainConfig,
+    folder: Path,
+    *,
+    seed: int = 0,
+    score: Score | None = None,
+) -> Progress:
+    """Trains in place what of the model is trained; goes on from the folder's last checkpoint.
 
-    def __getitem__(self, number: int) -> dict[str, Any]: ...
-    def shown(self, number: int) -> dict[str, Any]: ...
-    def words(self) -> Counter[int]: ...
+    Writes metrics.jsonl and checkpoints into the folder. Returns how far it came: less than `config.steps` if SIGTERM
+    asked it to stop.
 
+    Args:
+        seed: of what dropout draws.
+        score: of the model, every `config.score_every` steps; the checkpoint that has the best is kept.
 
-def train(model: MultimodalLM, batches: Numbered, config: TrainConfig, folder: Path) -> None:
-    """Trains the model's adapter in place, on the device that Accelerate picks; goes on from the folder's checkpoint.
-
-    Writes metrics.jsonl (step, loss, learnt tokens per second, rates, gates) and checkpoints into the folder.
-    FloatingPointError before a step from a loss or gradient that is not finite; the last checkpoint is kept.
-    ValueError in one of several processes, and for a model of which more is to be trained.
+    FloatingPointError before a step from a loss or gradient that is not to be trusted, unless such steps are skipped;
+    ValueError for more broken samples than `config.broken` allows. The last checkpoint is kept.
     """
-    check_alone()
-    if more := sorted(name for name in model.trained if not name.startswith("adapter.")):
-        raise ValueError(
-            f"unfreeze={model.config.unfreeze}, lora={model.config.lora}: {more[0]} and {len(more) - 1} more would not "
-            "be trained, since this loop trains the adapter alone for now; transformers' Trainer trains all of it"
-        )
-    accelerator = Accelerator()
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    accelerator = Accelerator(kwargs_handlers=[ddp], log_with=config.trackers or None, project_dir=folder)
     model.to(accelerator.device)
-    optimizer = adamw(model.adapter, config.optim)
-    done, smooth = checkpoint.load(folder, model.adapter, optimizer)
-    if not done and config.calibrate:
-        prepare(model, batches, config)
-    keep_metrics(folder, done)
-    forward, optimizer = accelerator.prepare(model, optimizer)
+    world, rank, passes = accelerator.num_processes, accelerator.process_index, config.batch.passes
+    collate = Collator(model, cache)
+    if config.calibrate and not checkpoint.checkpoints(folder):
+        prepare(model, collate, mixture, config, world * passes)
+    if config.recompute:
+        model.gradient_checkpointing_enable()
+    forward, optimizer = accelerator.prepare(model, adamw(checkpoint.learning(model), config.optim))
+    learning = [parameter for _, parameter in checkpoint.learning(model)]
+    progress = checkpoint.load(folder, model, optimizer)
+    saved = progress.step
     model.train()
-    trained = [p for p in model.adapter.parameters() if p.requires_grad]
-    bar = tqdm(total=config.steps, initial=done, desc="fine-tuning", unit="step", smoothing=0.05)
-    tokens, since = 0, time.perf_counter()
-    with bar, plain_attention(model):
-        for step in range(done, config.steps):
-            for group, peak in zip(optimizer.param_groups, peaks(config.optim), strict=True):
-                group["lr"] = peak * schedule(step, config)
-            batch = send_to_device(batches[step], accelerator.device)
-            total, learnt = learnt_loss(forward, model, batch)
-            loss = total / learnt
-            accelerator.backward(loss)
-            norm = float(accelerator.clip_grad_norm_(trained, config.optim.clip))
-            now = loss.item()
-            if not math.isfinite(now) or not math.isfinite(norm):
-                raise FloatingPointError(
-                    f"step {step}: loss {now}, gradient {norm}, which are to be finite; lower --train.optim.lr"
-                )
-            optimizer.step()
+    with (
+        Metrics(folder, accelerator, config, progress.step) as metrics,
+        Fetched(mixture, passes, rank, world, config.steps) as fetched,
+        plain_attention(model),
+        stopping() as stop,
+    ):
+        while progress.step < config.steps:
+            step = progress.step
+            set_rates(optimizer, step, config.steps, config.optim)
+            with metrics.waiting():
+                parts = fetched.take(step)
+            batches = [collate(part, fetched.coming()) for part in parts]
+            mine = sum(int((batch["labels"] != IGNORED).sum()) for batch in batches)
+            seen = sum(map(len, parts)) + len(fetched.broken)
+            learnt, seen, broken, asked = total([mine, seen, len(fetched.broken), stop.asked])
+            if asked:
+                break
+            if broken:
+                metrics.trouble(step + 1, broken=everyone(fetched.broken))
+            progress.seen, progress.broken = progress.seen + int(seen), progress.broken + int(broken)
+            check_broken(progress, config)
+            loss = 0.0
+            for place, batch in enumerate(batches):
+                torch.manual_seed(hash((seed, step, rank * passes + place)) % 2**63)  # of dropout, where there is any
+                with nullcontext() if place + 1 == passes else accelerator.no_sync(forward):
+                    summed, _ = learnt_loss(forward, model, send_to_device(batch, accelerator.device))
+                    accelerator.backward(summed * (world / max(learnt, 1)))  # processes' gradients become their mean
+                loss += summed.item()
+            (loss,) = total([loss / max(learnt, 1)])
+            norm = float(accelerator.clip_grad_norm_(learning, config.optim.clip))
+            if why := distrusted(loss, norm, progress, config):
+                samples = everyone([entry.id for part in parts for entry in part])
+                metrics.trouble(step + 1, skipped=why, samples=samples)
+                if config.trouble == "stop":
+                    raise FloatingPointError(
+                        f"step {step}: {why}, in a batch of {', '.join(samples[:8])}{' ...' * (len(samples) > 8)}: "
+                        "lower --train.optim.lr, look at those samples, or skip such batches with --train.trouble skip"
+                    )
+                progress.skipped += 1
+            else:
+                optimizer.step()
+                progress.smooth = loss if progress.smooth is None else 0.95 * progress.smooth + 0.05 * loss
             optimizer.zero_grad()
-            smooth = 0.95 * smooth + 0.05 * now if step else now
-            tokens += learnt
-            bar.update()
-            if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
-                rate = tokens / (time.perf_counter() - since)
-                tokens, since = 0, time.perf_counter()
-                bar.set_postfix_str(f"loss {smooth:.3f}, {rate:.0f} learnt tokens/s")
-                line = {
-                    "step": step + 1,
-                    "loss": now,
-                    "loss_smooth": smooth,
-                    "learnt_tokens_per_second": rate,
-                    "lr": optimizer.param_groups[0]["lr"],
-                    "gates": model.adapter.gates(),
-                }
-                with (folder / METRICS).open("a", encoding="utf-8") as metrics:
-                    metrics.write(json.dumps(line) + "\n")
-            if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-                checkpoint.save(folder, step + 1, smooth, model.adapter, optimizer)
+            progress.step += 1
+            metrics.step(learnt)
+            if due(progress.step, config.log_every, config.steps):
+                rate = optimizer.param_groups[0]["lr"]
+                metrics.tell(progress, {"loss": loss, "gradient": norm, "lr": rate, "gates": model.adapter.gates()})
+            best = False
+            if score and due(progress.step, config.score_every, config.steps):
+                model.eval()
+                with metrics.pausing():
+                    value = score(progress.step)
+                model.train()
+                metrics.scored(progress.step, value)
+                if best := progress.best is None or value > progress.best:
+                    progress.best, progress.best_step = value, progress.step
+            if best or due(progress.step, config.save_every, config.steps):
+                checkpoint.save(folder, progress, model, optimizer, config.keep)
+                saved = progress.step
+        if saved < progress.step:
+            checkpoint.save(folder, progress, model, optimizer, config.keep)
     model.eval()
+    return progress
 
 
-def prepare(model: MultimodalLM, batches: Numbered, config: TrainConfig) -> None:
-    """Fits the untrained adapter to the frozen parts, and teaches it words."""
+def due(step: int, every: int, steps: int) -> bool:
+    """Is something that is done every so many steps, and at the end, to be done after so many?"""
+    return step % every == 0 or step == steps
+
+
+def check_broken(progress: Progress, config: TrainConfig) -> None:
+    """ValueError if a greater share of the samples is broken than may be."""
+    if progress.broken > config.broken * max(progress.seen, FEW):
+        raise ValueError(
+            f"{progress.broken} of {progress.seen} samples are broken, more than --train.broken {config.broken}: "
+            f"{TROUBLE} in the run's folder names them; `mmlm data check` finds the others"
+        )
+
+
+def distrusted(loss: float, norm: float, progress: Progress, config: TrainConfig) -> str:
+    """What is wrong with a step's loss and gradient; "" if nothing is."""
+    if not math.isfinite(loss) or not math.isfinite(norm):
+        return f"loss {loss}, gradient {norm}, which are to be finite"
+    if config.spike and progress.smooth is not None and loss > config.spike * progress.smooth:
+        return f"loss {loss:.3f}, more than {config.spike} times the {progress.smooth:.3f} of late"
+    return ""
+
+
+def prepare(model: MultimodalLM, collate: Collator, mixture: Mixture, config: TrainConfig, parts: int) -> None:
+    """Fits the untrained adapter to the frozen parts, and teaches it words, on the first part of each of some steps.
+
+    Every process does all of it, and comes to the same.
+    """
+
+    def first(step: int) -> list[Encoded]:
+        found = (read(mixture, name) for name in mixture.part(step, 0, parts))
+        return [entry for entry in found if isinstance(entry, Encoded)]
+
     steps = tqdm(range(config.calibrate), desc="calibrating", unit="batch")
     with plain_attention(model):  # as in training: batches may keep what the decoder made of a prefix
-        reach = calibrate(model, (send_to_device(batches[step], model.device) for step in steps))
+        reach = calibrate(model, (send_to_device(collate(first(step)), model.device) for step in steps))
     if config.words:
         steps = tqdm(range(config.words), desc="learning words", unit="batch")
-        ids = sorted(word for word, _ in batches.words().most_common(MOST_WORDS))
-        shown = (send_to_device(batches.shown(step), model.device) for step in steps)
+        ids = sorted(word for word, _ in mixture.words().most_common(MOST_WORDS))
+        shown = (send_to_device(collate.shown(first(step)), model.device) for step in steps)
         speak(model, learn_words(model, ids, shown, config.words), reach)
-
-
-def check_alone() -> None:
-    """ValueError if a launcher started several processes: they would write into one folder, each its own adapter."""
-    processes = os.environ.get("WORLD_SIZE", "1")
-    if processes != "1":
-        raise ValueError(f"{processes} processes were launched, but training runs in one for now; launch one")
-
-
-def adamw(adapter: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over three groups: matrices, vectors (no decay), gates (no decay, a rate of their own)."""
-    named = list(adapter.named_parameters())
-    gates = [p for name, p in named if name.endswith("gate")]
-    matrices = [p for name, p in named if p.dim() > 1]
-    vectors = [p for name, p in named if p.dim() < 2 and not name.endswith("gate")]
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-        {"params": gates, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, config.beta2), fused=True)
-
-
-def peaks(config: OptimConfig) -> list[float]:
-    """The peak learning rate of each of the groups of `adamw`."""
-    return [config.lr, config.lr, config.gate_lr]
-
-
-def schedule(step: int, config: TrainConfig) -> float:
-    """The share of its peak that a rate has at a step: linear warm-up, then linear decay."""
-    optim = config.optim
-    if step < optim.warmup:
-        return (step + 1) / optim.warmup
-    left = (config.steps - step) / max(1, config.steps - optim.warmup)
-    return optim.final + (1 - optim.final) * left
 
 
 @contextmanager
@@ -157,20 +197,3 @@ def plain_attention(model: MultimodalLM) -> Iterator[None]:
         yield
     finally:
         model.decoder.set_attn_implementation(used)
-
-
-def keep_metrics(folder: Path, done: int) -> None:
-    """Drops the lines of steps after the checkpoint that the run goes on from, and those that a kill left half."""
-    path, draft = folder / METRICS, folder / f".{METRICS}.part"
-    if path.exists():
-        kept = [line for line in path.read_text(encoding="utf-8").splitlines() if step_of(line) <= done]
-        draft.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        os.replace(draft, path)
-
-
-def step_of(line: str) -> float:
-    """The step of a line of metrics.jsonl; infinity for a line that is none."""
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, TypeError, KeyError):
-        return math.inf

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from finetune.batches import IGNORED
 from finetune.below import from_below
+from finetune.encoded import IGNORED
 from mmlm.decoder import find_layers
 from mmlm.model import MultimodalLM
 

@@ -21,10 +21,9 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from eval.cards import COLORS, SYMBOLS, Card, Cards
-from finetune.batches import IGNORED
 from finetune.calibrate import OPEN
-from finetune.config import TrainConfig
-from finetune.loop import adamw, schedule
+from finetune.encoded import IGNORED
+from finetune.optim import adamw, schedule
 from finetune.zener_config import ProbeConfig
 from mmlm.adapter import Adapter
 from mmlm.block import RMSNorm
@@ -136,12 +135,11 @@ def train_probe(
     first = [drawn(-1 - step)[0]["media_values"] for step in range(FIT)]
     for norm, values in zip(probe.adapter.media.norms, zip(*first, strict=True), strict=True):
         norm.fit(torch.cat(values).float())
-    optimizer = adamw(probe, settings.optim)
-    rates = TrainConfig(steps=settings.steps, optim=settings.optim)
+    optimizer = adamw(probe.named_parameters(), settings.optim)
     with tqdm(range(settings.steps), desc=f"{say}: probe", unit="step") as bar:
         for step in bar:
             for group in optimizer.param_groups:
-                group["lr"] = settings.optim.lr * schedule(step, rates)
+                group["lr"] = settings.optim.lr * schedule(step, settings.steps, settings.optim)
             media, places, cards = drawn(step)
             there = (cards[..., 0] != IGNORED).float()
             loss = torch.zeros(())

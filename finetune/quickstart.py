@@ -19,12 +19,14 @@ from eval.captions import caption_scores, exact_match
 from eval.report import Card, write_report
 from eval.run import true_and_shuffled
 from eval.vqa import accuracy_each, question_prior, vqa_accuracy
-from finetune.batches import Batches, Mixture, encode
+from finetune.batches import Batches, Mixture
 from finetune.config import QuickstartConfig, check_resumable
 from finetune.data import EASY_VQA_CREDIT, easy_vqa, named, redrawn, scenes
+from finetune.encoded import encode
 from finetune.folder import LOSS, METRICS, PAGE, REPORT, check_folder, has_run, start_folder
-from finetune.loop import check_alone, train
+from finetune.loop import train
 from finetune.plots import plot_loss
+from finetune.ranks import check_alone
 from finetune.scenes import CREDIT
 from mmlm import zoo
 from mmlm.decoder import active_parameters
@@ -79,14 +81,14 @@ def quickstart(config: QuickstartConfig, folder: Path, *, resume: bool = False, 
         start_folder(config, folder)
     batch = config.train.batch
     parts = [
-        Batches(model, cache, questions, batch, config.seed),
-        Batches(model, cache, sentences, replace(batch, per_image=config.captions_per_image), config.seed),
+        Batches(questions, batch, config.seed),
+        Batches(sentences, replace(batch, per_image=config.captions_per_image), config.seed),
     ]
     longest = dict.fromkeys(tests, max(entry.text.answer for entry in questions))
     longest["scenes"] = max(entry.text.answer for entry in sentences)
     with resumable(folder):
         with timed(seconds, "train"):
-            train(model, Mixture(parts, [config.vqa_share, 1 - config.vqa_share]), config.train, folder)
+            train(model, cache, Mixture(parts, [config.vqa_share, 1 - config.vqa_share]), config.train, folder)
         model.save_pretrained(folder)
         plot_loss(folder / METRICS, folder / LOSS)
         with timed(seconds, "eval"):

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.clip_grad import clip_grad_norm_
 
-from finetune.batches import IGNORED
+from finetune.encoded import IGNORED
 from mmlm.block import GatedBlock
 from mmlm.media import casting
 from mmlm.model import MultimodalLM

@@ -1,0 +1,44 @@
+"""The optimizer: AdamW over groups whose rates have rules of their own, and a schedule that the step alone decides."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from finetune.config import OptimConfig
+
+
+def adamw(named: Iterable[tuple[str, Tensor]], config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over matrices, vectors (no decay) and gates (no decay, a rate of their own).
+
+    Each group has its peak rate as `peak`.
+    """
+    groups: dict[str, list[Tensor]] = {"matrix": [], "vector": [], "gate": []}
+    for name, parameter in named:
+        kind = "gate" if name.endswith("_gate") else "matrix" if parameter.dim() > 1 else "vector"
+        groups[kind].append(parameter)
+    peaks = {"matrix": config.lr, "vector": config.lr, "gate": config.gate_lr}
+    decays = {"matrix": config.weight_decay, "vector": 0.0, "gate": 0.0}
+    return torch.optim.AdamW(
+        [
+            {"params": params, "lr": peaks[kind], "peak": peaks[kind], "weight_decay": decays[kind]}
+            for kind, params in groups.items()
+            if params
+        ],
+        betas=(0.9, config.beta2),
+        fused=True,
+    )
+
+
+def set_rates(optimizer: torch.optim.Optimizer, step: int, steps: int, config: OptimConfig) -> None:
+    """Gives every group the rate that it has at a step of a run of so many."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * schedule(step, steps, config)
+
+
+def schedule(step: int, steps: int, config: OptimConfig) -> float:
+    """The share of its peak that a rate has at a step: linear warm-up, then linear decay."""
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    left = (steps - step) / max(1, steps - config.warmup)
+    return config.final + (1 - config.final) * left
