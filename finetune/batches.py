@@ -35,7 +35,7 @@ class Encoded:
     images: tuple[str, ...]
     """Keys of its images in the feature cache."""
     text: Marked
-    """Question and answer, as tokens; those of the answer are learnt."""
+    """Questions and answers, as tokens; those of the answers are learnt."""
 
     @property
     def blind(self) -> int:
@@ -44,12 +44,12 @@ class Encoded:
 
     @property
     def learnt(self) -> list[int]:
-        """The answer's tokens."""
-        return self.text.ids[len(self.text.ids) - self.text.answer :]
+        """The tokens that are learnt."""
+        return [token for start, stop in self.text.learnt for token in self.text.ids[start:stop]]
 
     def split(self, count: int) -> Parts:
-        """Its tokens but the last, which foretells nothing: the first `count`, the prompt's others, the answer's."""
-        prompt = len(self.text.ids) - self.text.answer
+        """Its tokens but the last, which foretells nothing: the first `count`, others before what is learnt, others."""
+        prompt = self.text.prompt
         return tuple(map(tuple, (self.text.ids[:count], self.text.ids[count:prompt], self.text.ids[prompt:-1])))
 
 
@@ -60,7 +60,7 @@ def encode(model: MultimodalLM, cache: FeatureCache, samples: Sequence[Sample], 
     """
     texts = [asked(model, sample, True) for sample in samples]
     for sample, text in zip(samples, texts, strict=True):
-        if not text.answer:
+        if not text.learnt:
             raise ValueError(f"sample {sample.id!r}: nothing to learn, its answer has no token; give it one")
     keys = encode_images(cache, samples, say)
     if model.processor.reader:  # which takes longest: what can be refused has been
@@ -218,8 +218,9 @@ def batch_of(
     index = torch.full_like(batch["attention_mask"], -1)
     first = index.shape[1] - labels.shape[1]
     for row, (entry, (_, seeing, answer), count) in enumerate(zip(chosen, texts, skipped, strict=True)):
-        rest, start = len(seeing) + len(answer), len(seeing) - 1
-        labels[row, start : start + entry.text.answer] = torch.tensor(entry.learnt)
+        rest, ahead = len(seeing) + len(answer), count + 1
+        for start, stop in entry.text.learnt:
+            labels[row, start - ahead : stop - ahead] = torch.tensor(entry.text.ids[start:stop])
         index[row, first : first + rest] = torch.tensor(entry.text.index[count : count + rest])
     media = media_of(cache, [entry.images for entry in chosen], index)
     states = pad_sequence(below.states(texts), batch_first=True) if below and below.usable else None
