@@ -41,7 +41,7 @@ def decks(k: int, cards: int, limit: int = 0, seed: int | str = 0, size: int = 5
 def sample_of(deck: Cards) -> Sample:
     """A picture of cards, asked about."""
     name = f"zener-{deck.seed}-{deck.k}-{deck.number}"
-    return Sample(name, (deck,), deck.question, deck.answer, (deck.answer,), f"{deck.k} x {deck.k}")
+    return Sample.pair(name, (deck,), deck.question, deck.answer, (deck.answer,), f"{deck.k} x {deck.k}")
 
 
 def zener(

@@ -85,8 +85,9 @@ def batch_of(
     index = torch.full_like(batch["attention_mask"], -1)
     first = index.shape[1] - labels.shape[1]
     for row, (entry, (_, seeing, answer), count) in enumerate(zip(chosen, texts, skipped, strict=True)):
-        rest, start = len(seeing) + len(answer), len(seeing) - 1
-        labels[row, start : start + entry.text.answer] = torch.tensor(entry.learnt)
+        rest, ahead = len(seeing) + len(answer), count + 1
+        for start, stop in entry.text.learnt:
+            labels[row, start - ahead : stop - ahead] = torch.tensor(entry.text.ids[start:stop])
         index[row, first : first + rest] = torch.tensor(entry.text.index[count : count + rest])
     media = media_of(cache, [entry.images for entry in chosen], index)
     states = pad_sequence(below.states(texts), batch_first=True) if below and below.usable else None

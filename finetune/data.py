@@ -25,7 +25,7 @@ def easy_vqa(split: str, images: int | None = None) -> list[Sample]:
     questions = {"train": package.get_train_questions, "test": package.get_test_questions}[split]()
     paths = {"train": package.get_train_image_paths, "test": package.get_test_image_paths}[split]()
     return [
-        Sample(f"easy-vqa-{split}-{n}", (paths[image],), question, answer, (answer,), kind_of(answer))
+        Sample.pair(f"easy-vqa-{split}-{n}", (paths[image],), question, answer, (answer,), kind_of(answer))
         for n, (question, answer, image) in enumerate(zip(*questions, strict=True))
         if images is None or image < images
     ]
@@ -50,7 +50,7 @@ def named(samples: Sequence[Sample], question: str) -> list[Sample]:
         its: f"a {said['color']} {said['shape']}" for its, said in known.items() if {"color", "shape"} <= {*said}
     }
     return [
-        Sample(f"easy-vqa-caption-{n}", its, question, caption, (caption,), "caption")
+        Sample.pair(f"easy-vqa-caption-{n}", its, question, caption, (caption,), "caption")
         for n, (its, caption) in enumerate(captions.items())
     ]
 
@@ -66,7 +66,7 @@ def scenes(split: str, count: int, question: str, seed: int = 0) -> list[Sample]
     """Captioned scenes: in "train" one for each of a scene's five captions, in "test" one, with all as references."""
     drawn: Sequence[Scene] = (train_scenes if split == "train" else test_scenes)(count, seed)
     return [
-        Sample(f"{scene.id}-{n}", (scene.image,), question, caption, scene.captions, "caption")
+        Sample.pair(f"{scene.id}-{n}", (scene.image,), question, caption, scene.captions, "caption")
         for scene in drawn
         for n, caption in enumerate(scene.captions if split == "train" else scene.captions[:1])
     ]

@@ -23,7 +23,7 @@ class Encoded:
     images: tuple[str, ...]
     """Keys of its images in the feature cache."""
     text: Marked
-    """Question and answer, as tokens; those of the answer are learnt."""
+    """Questions and answers, as tokens; those of the answers are learnt."""
     size: int = 0
     """Bytes of its images' features, in proportion to their embeddings."""
 
@@ -34,12 +34,12 @@ class Encoded:
 
     @property
     def learnt(self) -> list[int]:
-        """The answer's tokens."""
-        return self.text.ids[len(self.text.ids) - self.text.answer :]
+        """The tokens that are learnt."""
+        return [token for start, stop in self.text.learnt for token in self.text.ids[start:stop]]
 
     def split(self, count: int) -> Parts:
-        """Its tokens but the last, which foretells nothing: the first `count`, the prompt's others, the answer's."""
-        prompt = len(self.text.ids) - self.text.answer
+        """Its tokens but the last, which foretells nothing: the first `count`, others before what is learnt, others."""
+        prompt = self.text.prompt
         return tuple(map(tuple, (self.text.ids[:count], self.text.ids[count:prompt], self.text.ids[prompt:-1])))
 
 
@@ -63,5 +63,5 @@ def encode(model: MultimodalLM, cache: FeatureCache, samples: Sequence[Sample], 
 
 def check_learnt(sample: Sample, text: Marked) -> None:
     """ValueError, naming the sample, if nothing of it is learnt."""
-    if not text.answer:
+    if not text.learnt:
         raise ValueError(f"sample {sample.id!r}: nothing to learn, its answer has no token; give it one")

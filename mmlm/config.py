@@ -11,6 +11,7 @@ from typing import Any, get_args, get_origin
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from mmlm.names import CAPTION_PROMPT, MARK
 from vision.ocr import check_name
 from vision.pyramid import Pyramid, parse_tokens
 
@@ -70,9 +71,9 @@ class AdapterConfig(PreTrainedConfig):
     """Channels of each feature map that is pooled, by backbone and the deepest first."""
     system: str | None = None
     """System message of `ask` and `caption`; None leaves it to the decoder's chat template, "" sends an empty one."""
-    caption_prompt: str = "Describe the image."
+    caption_prompt: str = CAPTION_PROMPT
     """What `caption` asks."""
-    mark: str = "<image>"
+    mark: str = MARK
     """What stands for an image in a prompt. It is removed before tokenization and never becomes a token."""
     image_last: bool = False
     """Where `ask` and `caption` put the image: after the question (True) or before it."""

@@ -36,6 +36,7 @@ from mmlm.recompute import Recompute
 from mmlm.splice import Splice
 from mmlm.stream import pieces
 from mmlm.trained import choose_trained, fingerprints, train_tuned
+from mmlm.turns import asking
 from vision.backbone import MODULE
 from vision.encoder import VisionEncoder
 from vision.images import Source
@@ -313,13 +314,7 @@ class MultimodalLM(Pretrained):
 
     def messages(self, question: str, images: int = 1) -> list[Message]:
         """The chat that `ask` sends: system message, images and question as the adapter was trained on them."""
-        if not question.strip():
-            raise ValueError("the question is empty: say what to do with the image, as in 'Describe the image.'")
-        shown: list[Message] = [{"type": "image"}] * images
-        words: list[Message] = [{"type": "text", "text": question}]
-        content = words + shown if self.config.image_last else shown + words
-        system = [] if self.config.system is None else [{"role": "system", "content": self.config.system}]
-        return [*system, {"role": "user", "content": content}]
+        return asking(self.config, question, images)
 
 
 AutoModel.register(AdapterConfig, MultimodalLM, exist_ok=True)

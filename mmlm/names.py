@@ -1,10 +1,18 @@
-"""Names: of an adapter's files, of folders, of repositories on the hub."""
+"""Names: of an adapter's files, of folders, of repositories on the hub, and what is said by default."""
 
+import os
 from pathlib import Path
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"  # as transformers calls them
 RUNS = "runs"  # where runs are kept, unless their names say otherwise
 RUN = f"{RUNS}/quickstart"
+MARK = "<image>"  # what stands for an image in a text
+CAPTION_PROMPT = "Describe the image."  # what asks for a caption
+
+
+def home() -> Path:
+    """The cache folder: MMLM_HOME, or ~/.cache/mmlm."""
+    return Path(os.environ.get("MMLM_HOME") or Path.home() / ".cache" / "mmlm")
 
 
 def is_hub_id(name: str) -> bool:

@@ -24,9 +24,9 @@ MOST = 1024  # prefixes kept; one of SmolLM2's with 15 tokens takes 0.4 MB
 
 
 def blind(text: Marked) -> int:
-    """Tokens before the first that sees an image, or foretells one of the answer or what is said next."""
+    """Tokens before the first that sees an image, or foretells what is learnt or what is said next."""
     seeing = next((place for place, image in enumerate(text.index) if image >= 0), len(text.ids))
-    return min(seeing, len(text.ids) - text.answer - 1)
+    return min(seeing, text.prompt - 1)
 
 
 class Prefixes(Kept):

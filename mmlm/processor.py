@@ -6,9 +6,11 @@ mark. R rows, T text tokens.
 """
 
 import os
+import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,13 @@ from mmlm.config import AdapterConfig
 from mmlm.decoder import load_tokenizer
 from mmlm.media import KEYS, collate
 from mmlm.messages import Message, Text, flatten, images_of_rows, is_one, pictures, shorten
-from mmlm.names import CONFIG
+from mmlm.names import CONFIG, MARK
 from vision.encoder import prepare
 from vision.images import Source
 from vision.ocr import Engine, Reader, describe
 from vision.pyramid import Pyramid
+
+STAND_IN = "9f2c61d07be34a58"  # what no text has in it
 
 
 @dataclass(frozen=True)
@@ -35,8 +39,18 @@ class Marked:
 
     ids: list[int]
     index: list[int]
-    answer: int = 0
-    """How many of the last tokens are of the answer."""
+    learnt: tuple[tuple[int, int], ...] = ()
+    """(start, stop) of the tokens that are learnt, in order; none is empty, none is in two."""
+
+    @property
+    def answer(self) -> int:
+        """How many tokens are learnt."""
+        return sum(stop - start for start, stop in self.learnt)
+
+    @property
+    def prompt(self) -> int:
+        """How many tokens come before the first that is learnt; all, if none is."""
+        return self.learnt[0][0] if self.learnt else len(self.ids)
 
 
 class Processor(ProcessorMixin):
@@ -58,7 +72,7 @@ class Processor(ProcessorMixin):
         tokenizer: PreTrainedTokenizerBase,
         pyramid: Pyramid | None = None,
         detail: str = "high",
-        mark: str = "<image>",
+        mark: str = MARK,
         ocr: str | Engine = "",
         ocr_tokens: int = 256,
     ) -> None:
@@ -201,6 +215,11 @@ class Processor(ProcessorMixin):
         """What `save_pretrained` writes beside the tokenizer's own files; grids are the adapter's config's to say."""
         return {"processor_class": type(self).__name__, "detail": self.detail, "mark": self.mark}
 
+    @property
+    def special(self) -> list[str]:
+        """Words that the tokenizer takes for special tokens."""
+        return [str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+
     def describe(self, image: Source, folder: str | os.PathLike[str] | None = None) -> str:
         """What is written in an image, as the decoder is told it; "" without `ocr`, or where nothing is written.
 
@@ -211,10 +230,9 @@ class Processor(ProcessorMixin):
         """
         if self.reader is None:
             return ""
-        special = [str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special]
 
         def plain(text: str) -> str:
-            for token in special:
+            for token in self.special:
                 text = text.replace(token, " ".join(token))
             return text
 
@@ -228,21 +246,26 @@ class Processor(ProcessorMixin):
         answer: str = "",
         special: bool | None = None,
         written: Sequence[str] = (),
+        learnt: Sequence[int] = (),
     ) -> Marked:
         """One prompt, how many images it has, and its answer if that is known -> its tokens and what each sees.
 
         Args:
             special: as in `tokenize`; by default for what did not go through a chat template.
             written: what `describe` gives for each image, put after its mark; () for none.
+            learnt: places of messages in the chat that are learnt as the answer is, each with the end after it.
 
-        ValueError if marks and images do not match, and for a mark in the answer.
+        ValueError if marks and images do not match, for a mark in what is learnt, and as `find` does.
         """
         # what a chat template makes has its special tokens already
         ready = not isinstance(text, str) and self.tokenizer.chat_template is not None
         whole = text if isinstance(text, str) else self.render(text, add_generation_prompt=True)
+        spans = self.find(text, learnt, whole) if learnt and not isinstance(text, str) else []
         marks = whole.count(self.mark)
         if not marks and images:
+            shift = len(self.mark) * images
             whole, marks = self.mark * images + whole, images
+            spans = [(start + shift, stop + shift) for start, stop in spans]
         if marks != images:
             raise ValueError(
                 f"the prompt has {marks} {self.mark} mark{'s' * (marks != 1)} but {images} "
@@ -250,20 +273,37 @@ class Processor(ProcessorMixin):
             )
         if self.mark in answer:
             raise ValueError(f"the answer has {self.mark} in its words, where no image is: {shorten(answer)!r}")
-        return self.tokenize(whole, answer, special=not ready if special is None else special, written=written)
+        special = not ready if special is None else special
+        return self.tokenize(whole, answer, special, written, spans)
 
-    def tokenize(self, prompt: str, answer: str = "", special: bool = True, written: Sequence[str] = ()) -> Marked:
+    def tokenize(
+        self,
+        prompt: str,
+        answer: str = "",
+        special: bool = True,
+        written: Sequence[str] = (),
+        learnt: Sequence[tuple[int, int]] = (),
+    ) -> Marked:
         """A prompt with marks, its answer -> their tokens, and for each the number of marks before its end, less one.
 
         Args:
             special: add the special tokens that the tokenizer puts around a text, as the one that begins it.
             written: as in `read`.
+            learnt: (start, stop) of the prompt's characters that are learnt, in order and without a mark.
+
+        A token is learnt if any of its characters is.
         """
         pieces = prompt.split(self.mark)
         if not "".join(pieces).strip():
             raise ValueError("the prompt is empty: say what to do with the image, as in 'Describe the image.'")
+        place, starts = 0, []  # of each piece, in the prompt
+        for piece in pieces:
+            starts.append(place)
+            place += len(piece) + len(self.mark)
+        put = [0] * len(pieces)  # characters before each piece
         for number, text in enumerate(written, 1):  # marks have been found: one that is written is none
-            pieces[number] = lines_of_its_own(text, "".join(pieces[:number])) + pieces[number]
+            text = lines_of_its_own(text, "".join(pieces[:number]))
+            pieces[number], put[number] = text + pieces[number], len(text)
         asked = "".join(pieces)
         ends: list[int] = []
         for piece in pieces[:-1]:
@@ -271,11 +311,51 @@ class Processor(ProcessorMixin):
         coded = self.tokenizer(asked + answer, add_special_tokens=special, return_offsets_mapping=True)
         stops = [stop for _, stop in coded["offset_mapping"]]
         before = next((place for place, stop in enumerate(stops) if stop > len(asked)), len(stops))
+        spans = []
+        for start, stop in learnt:
+            which = bisect_right(starts, start) - 1  # the piece that it is in
+            shift = (ends[which - 1] if which else 0) + put[which] - starts[which]
+            spans.append(tokens_of(coded["offset_mapping"][:before], start + shift, stop + shift))
         # a mark at the very end counts as before the prompt's last token: it is the one that foretells what follows
         ends = [min(end, max(stops[:before], default=1) - 1) for end in ends]
         # the largest so far: tokens without text of their own (an end-of-text) see what the one before them sees
         index = list(accumulate((sum(end < stop for end in ends) - 1 for stop in stops), max))
-        return Marked(list(coded["input_ids"]), index, len(stops) - before)
+        return Marked(list(coded["input_ids"]), index, apart([*spans, (before, len(stops))]))
+
+    def find(self, messages: Sequence[Message], learnt: Sequence[int], whole: str) -> list[tuple[int, int]]:
+        """Where in the rendered chat, its generation prompt after it, the words of some messages stand: (start, stop).
+
+        A special token that follows them, be it after white space, is their end, and among them. They are found by
+        rendering the chat with other words in their places. Where the template trims them, what it leaves is found.
+
+        ValueError for messages that the template changes in other ways, or has not, or has twice.
+        """
+        flat = flatten(messages, self.mark)
+        for place in learnt:
+            if self.mark in (said := flat[place]["content"]):
+                raise ValueError(f"{self.mark} is in what is learnt, and a model says no images: {shorten(said)!r}")
+        names = {place: f"stand{place}in{STAND_IN}" for place in learnt}
+        other = [message | {"content": names.get(place, message["content"])} for place, message in enumerate(flat)]
+        parts = re.split("|".join(names.values()), self.render(other, add_generation_prompt=True))
+        for trimmed in (str, str.strip, str.lstrip, str.rstrip) if len(parts) == len(names) + 1 else ():
+            words = [trimmed(flat[place]["content"]) for place in names]
+            if "".join(chain(*zip(parts, [*words, ""], strict=True))) == whole:
+                break
+        else:
+            said = [shorten(flat[place]["content"]) for place in names]
+            raise ValueError(
+                f"the decoder's chat template changes what is said, and what of it is learnt cannot be known ({said}): "
+                "teach these turns as samples of their own, each the last of its chat, or give the tokenizer another "
+                "chat_template"
+            )
+        end = re.compile(rf"\s*(?:{'|'.join(map(re.escape, sorted(self.special, key=len, reverse=True)))})")
+        spans, place = [], 0
+        for part, text in zip(parts, words, strict=False):
+            start = place + len(part)
+            place = start + len(text)
+            after = end.match(whole, place) if self.special else None
+            spans.append((start, after.end() if after else place))
+        return spans
 
     def render(
         self,
@@ -327,6 +407,30 @@ class Processor(ProcessorMixin):
             index[number, where] = torch.tensor(row.index)
             mask[number, where] = 1
         return ids, mask, index
+
+
+def tokens_of(offsets: Sequence[tuple[int, int]], start: int, stop: int) -> tuple[int, int]:
+    """The tokens, from one to before another, that have any of the characters from `start` to before `stop`.
+
+    Args:
+        offsets: (start, stop) of each token in the text. Those of one character in several tokens are all the same; of
+            white space that a tokenizer trims nothing is left but its end.
+    """
+    ends = list(accumulate((end for _, end in offsets), max))
+    first, last = bisect_right(ends, start), bisect_right(ends, stop)
+    if last < len(ends) and offsets[last][0] < stop:
+        last += 1  # it goes on after the stop
+    return first, max(first, last)
+
+
+def apart(spans: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """The spans that are not empty; a token in two of them is in the first."""
+    found, reached = [], 0
+    for start, stop in spans:
+        if stop > max(start, reached):
+            found.append((max(start, reached), stop))
+            reached = stop
+    return tuple(found)
 
 
 def lines_of_its_own(text: str, before: str) -> str:

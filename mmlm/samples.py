@@ -1,35 +1,18 @@
-"""One question about images and its right answer: what every data set is read into."""
+"""Samples on their way to the model: their images as keys in the feature cache, their turns as tokens."""
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 from torch import Tensor
 from tqdm import tqdm
 
+from mmlm.data.sample import Sample as Sample
 from mmlm.media import collate
 from mmlm.model import MultimodalLM
 from mmlm.processor import Marked
+from mmlm.turns import read_turns
 from vision.features import FeatureCache
 from vision.images import ImageError, Lazy, opened
-
-
-@dataclass(frozen=True)
-class Sample:
-    """What the model is shown, asked and taught."""
-
-    id: str
-    """Unique in its data set."""
-    images: tuple[Lazy, ...]
-    """The images before the question; a function, called from one thread or another, makes one when it is needed."""
-    question: str
-    """What the user says."""
-    answer: str
-    """What the model is taught to say; the only text that is learnt."""
-    references: tuple[str, ...] = ()
-    """All right answers, to score against."""
-    kind: str = ""
-    """Group in reports: "yes/no", "shape", ..."""
 
 
 def identity(image: Lazy) -> Hashable:
@@ -64,21 +47,11 @@ def read_images(model: MultimodalLM, cache: FeatureCache, samples: Sequence[Samp
 
 
 def asked(model: MultimodalLM, sample: Sample, answered: bool = False, written: Sequence[str] = ()) -> Marked:
-    """The chat that `model.ask` would send, as tokens; `answered`, with the sample's answer and its end after it.
+    """The chat that `model.ask` would send, as tokens; `answered`, with the sample's answers, and an end after each.
 
-    Args:
-        written: what is written in the sample's images, from `read_images`.
-
-    ValueError for a question or an answer that has a mark in its words: it would stand for an image that is not there.
+    Arguments and errors as of `mmlm.turns.read_turns`.
     """
-    processor, images = model.processor, len(sample.images)
-    for name, words in (("question", sample.question), ("answer", sample.answer)):
-        if processor.mark in words:
-            raise ValueError(
-                f"sample {sample.id!r}: its {name} has {processor.mark} in its words; take it out, images go in images="
-            )
-    answer = sample.answer + (processor.tokenizer.eos_token or "") if answered else ""
-    return processor.read(model.messages(sample.question, images), images, answer, written=written)
+    return read_turns(model.processor, model.config, sample, answered, written)
 
 
 def media_of(cache: FeatureCache, rows: Sequence[tuple[str, ...]], index: Tensor) -> dict[str, Any]:

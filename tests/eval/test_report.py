@@ -39,10 +39,10 @@ def written(path, *args):
 @pytest.fixture
 def cards(picture):
     return [
-        Card(Sample("a", (picture(0, (900, 300)),), "what is it?", "a cat", ("a cat", "one cat")), "a cat", True),
-        Card(Sample("b", (lambda: picture(1),), "and this?", "a dog"), "", False),
-        Card(Sample("c", (picture(2), picture(3)), NASTY, NASTY, (NASTY,)), NASTY, False),
-        Card(Sample("d", (), "no image?", "ünïcödé ✓"), "ünïcödé ✓", True),
+        Card(Sample.pair("a", (picture(0, (900, 300)),), "what is it?", "a cat", ("a cat", "one cat")), "a cat", True),
+        Card(Sample.pair("b", (lambda: picture(1),), "and this?", "a dog"), "", False),
+        Card(Sample.pair("c", (picture(2), picture(3)), NASTY, NASTY, (NASTY,)), NASTY, False),
+        Card(Sample.pair("d", (), "no image?", "ünïcödé ✓"), "ünïcödé ✓", True),
     ]
 
 

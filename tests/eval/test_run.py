@@ -29,7 +29,7 @@ def samples(picture):
     sizes = [(96, 64), (1024, 512), (64, 96), (600, 600), (300, 200)]
     images = [picture(seed, size) for seed, size in enumerate(sizes)]
     return [
-        Sample(f"{i}-{q}", (image,), "what " + "ever " * ((3 * i + q) % 4) + "is it?", "x")
+        Sample.pair(f"{i}-{q}", (image,), "what " + "ever " * ((3 * i + q) % 4) + "is it?", "x")
         for i, image in enumerate(images)
         for q in range(1 + i % 2)
     ]
@@ -93,9 +93,9 @@ def test_no_samples_no_answers(model, cache):
 def test_samples_of_several_images_and_of_none(model, cache, picture):
     images = [picture(seed) for seed in range(3)]
     samples = [
-        Sample("two", (images[0], images[1]), "which?", "x"),
-        Sample("none", (), "what?", "x"),
-        Sample("one", (images[2],), "this?", "x"),
+        Sample.pair("two", (images[0], images[1]), "which?", "x"),
+        Sample.pair("none", (), "what?", "x"),
+        Sample.pair("one", (images[2],), "this?", "x"),
     ]
     said = predict(model, cache, samples, max_new_tokens=6)
     assert said[2] == model.ask(images[2], "this?", max_new_tokens=6, do_sample=False)
@@ -108,8 +108,8 @@ def test_answers_are_those_without_prefixes(image_last, make_model, open_gates, 
     """Of all lengths, with an image, two and none; what is blind is computed once for the true and the shuffled."""
     model = open_gates(make_model(image_last=image_last), 1.5)
     samples += [
-        Sample("two", (picture(7), picture(8)), "which?", "x"),
-        Sample("none", (), "what is it?", "x"),
+        Sample.pair("two", (picture(7), picture(8)), "which?", "x"),
+        Sample.pair("none", (), "what is it?", "x"),
     ]
     without, prefixes = Prefixes(model.decoder), Prefixes(model.decoder)
     without.usable = False
@@ -145,6 +145,6 @@ def test_shuffled_no_image_keeps_its_place(keys, seed):
 
 
 def test_a_sample_without_images_is_asked_without_when_others_are_shuffled(model, cache, samples):
-    samples = [Sample("none", (), "what is it?", "x"), *samples]
+    samples = [Sample.pair("none", (), "what is it?", "x"), *samples]
     true, shuffled = true_and_shuffled(model, cache, samples, encode_images(cache, samples, ""), max_new_tokens=6)
     assert true[0] == shuffled[0] and true != shuffled

@@ -41,7 +41,7 @@ def make_samples(picture):
     def make(images, each=1):
         shown = [picture(seed, (64 + 40 * (seed % 3), 96)) for seed in range(images)]
         return [
-            Sample(f"{i}-{q}", (image,), "what is it" + " now" * q + "?", WORDS[(3 * i + q) % len(WORDS)])
+            Sample.pair(f"{i}-{q}", (image,), "what is it" + " now" * q + "?", WORDS[(3 * i + q) % len(WORDS)])
             for i, image in enumerate(shown)
             for q in range(each)
         ]

@@ -11,9 +11,12 @@ from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
 from finetune.batches import IGNORED, Batches, Encoded, Mixture, batch_of, encode, rarity
+from finetune.below import Below
 from finetune.config import BatchConfig
+from finetune.loss import learnt_loss
+from mmlm.data.sample import Turn
 from mmlm.processor import Marked
-from mmlm.samples import asked
+from mmlm.samples import Sample, asked, media_of
 from vision.images import ImageError
 from vision.ocr import ENGINES
 
@@ -148,17 +151,10 @@ def test_learnt_is_counted_where_it_stands(tiny_model, make_samples):
     assert asked(tiny_model, sample, answered=True).answer == wanted == len(sample.answer) + 1, "and its end"
 
 
-@pytest.mark.parametrize("field", ["question", "answer"])
-def test_a_mark_in_the_words_of_a_sample_is_refused(field, tiny_model, make_samples):
-    (sample,) = make_samples(1)
-    with pytest.raises(ValueError, match=rf"sample '0-0': its {field} has <image> in its words; take it out"):
-        asked(tiny_model, replace(sample, **{field: "an <image> of a cat"}), answered=True)
-
-
 def test_an_answer_without_a_token_is_refused(tiny_model, cache, make_samples):
     """One where the tokenizer has no end to learn either: its loss would be no number."""
     first, second = make_samples(2)
-    silent = replace(second, answer="")
+    silent = Sample.pair(second.id, second.images, second.question, "")
     assert encode(tiny_model, cache, [silent], "")[0].text.answer == 1, "the end is learnt"
     tiny_model.processor.tokenizer = copy.deepcopy(tiny_model.processor.tokenizer)
     tiny_model.processor.tokenizer.eos_token = None
@@ -198,6 +194,33 @@ def test_labels_are_the_learnt_tokens_where_they_are_foretold(make, tiny_model, 
             assert labels[learnt].tolist() == entry.learnt == entry.text.ids[-entry.text.answer :]
 
 
+def test_several_answers_are_labels_where_they_stand(tiny_model, open_gates, cache, picture, make_samples):
+    """What stands between them is not learnt, and the loss is that of the whole text, computed plainly."""
+    open_gates(tiny_model)
+    turns = [Turn("user", "what?"), Turn("assistant", "a cat", True), Turn("user", "and <image> here? or <image>?")]
+    turns += [Turn("assistant", "one", False), Turn("user", "then?"), Turn("assistant", "two dogs", True)]
+    chat = Sample("chat", (picture(1), picture(2)), (*turns, Turn("user", "thanks")))
+    chosen = encode(tiny_model, cache, [chat, *make_samples(1)], "")
+    tokenizer = tiny_model.processor.tokenizer
+    assert tokenizer.decode(chosen[0].learnt) == "a cat<|end|>two dogs<|end|>" and len(chosen[0].text.learnt) == 2
+    assert not tokenizer.decode(chosen[0].text.ids).endswith("thanks"), "nothing learnt comes after it"
+    for below in (None, Below(tiny_model)):
+        batch = batch_of(tiny_model, cache, chosen, below)
+        for labels, entry in zip(batch["labels"], chosen, strict=True):
+            assert labels[labels != IGNORED].tolist() == entry.learnt
+        with torch.no_grad():
+            loss, count = learnt_loss(tiny_model, tiny_model, batch)
+        assert count == sum(len(entry.learnt) for entry in chosen)
+        wanted = 0.0
+        for entry in chosen:
+            ids, index = torch.tensor([entry.text.ids]), torch.tensor([entry.text.index])
+            with torch.no_grad():
+                logits = tiny_model(input_ids=ids, **media_of(cache, [entry.images], index)).logits[0].log_softmax(-1)
+            places = [place for start, stop in entry.text.learnt for place in range(start, stop)]
+            wanted -= sum(logits[place - 1, entry.text.ids[place]].item() for place in places)
+        assert loss.item() == pytest.approx(wanted, rel=1e-4)
+
+
 def test_what_is_taught_is_what_ask_asks(tiny_model, make_samples):
     """The prompt of training is the prompt of `ask`, token for token."""
     (sample,) = make_samples(1)
@@ -230,7 +253,7 @@ def test_rare_answers_weigh_more_and_no_question_does(pairs, power):
 def test_balance_evens_out_the_answers(balance, low, high, tiny_model, cache, make_samples):
     """One question, answered "no" to nine in ten."""
     (sample,) = make_samples(1)
-    samples = [replace(sample, id=str(n), answer="no" if n % 10 else "yes") for n in range(50)]
+    samples = [Sample.pair(str(n), sample.images, sample.question, "no" if n % 10 else "yes") for n in range(50)]
     batches = Batches(tiny_model, cache, encode(tiny_model, cache, samples, ""), BatchConfig(1, 1, balance), 0)
     drawn = [batches.choose(number)[0].answer for number in range(300)]
     assert low < drawn.count("yes") / 300 < high

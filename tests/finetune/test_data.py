@@ -137,12 +137,12 @@ def test_an_image_of_many_samples_is_opened_once(tiny_vision, picture, tmp_path)
     picture(2).save(path)
     made = []
     samples = [
-        Sample("a", (image,), "?", "x"),
-        Sample("b", (other, image), "?", "x"),
-        Sample("c", (path,), "?", "x"),
-        Sample("d", (lambda: made.append(1) or picture(3),), "?", "x"),
-        Sample("e", (path,), "?", "x"),
-        Sample("f", (), "?", "x"),
+        Sample.pair("a", (image,), "?", "x"),
+        Sample.pair("b", (other, image), "?", "x"),
+        Sample.pair("c", (path,), "?", "x"),
+        Sample.pair("d", (lambda: made.append(1) or picture(3),), "?", "x"),
+        Sample.pair("e", (path,), "?", "x"),
+        Sample.pair("f", (), "?", "x"),
     ]
     cache = Counting(VisionEncoder(tiny_vision), tmp_path)
     keys = encode_images(cache, samples, "encoding")

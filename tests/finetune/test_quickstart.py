@@ -35,7 +35,7 @@ from vision.images import opened
 
 
 def question(n, image, asked, answer, kind):
-    return Sample(f"q{n}", (image,), asked, answer, (answer,), kind)
+    return Sample.pair(f"q{n}", (image,), asked, answer, (answer,), kind)
 
 
 TRAIN = [
@@ -51,9 +51,13 @@ TEST = [
     question(3, "c.png", "is it red?", "no", "yes/no"),
 ]
 SCENES = [
-    Sample("s0", ("s0.png",), "Describe the image.", "a cat above a dog", ("a cat above a dog", "a dog below a cat")),
-    Sample("s1", ("s1.png",), "Describe the image.", "two birds beside a red car", ("two birds beside a red car",)),
-    Sample("s2", ("s2.png",), "Describe the image.", "a green apple on a table", ("a green apple on a table",)),
+    Sample.pair(
+        "s0", ("s0.png",), "Describe the image.", "a cat above a dog", ("a cat above a dog", "a dog below a cat")
+    ),
+    Sample.pair(
+        "s1", ("s1.png",), "Describe the image.", "two birds beside a red car", ("two birds beside a red car",)
+    ),
+    Sample.pair("s2", ("s2.png",), "Describe the image.", "a green apple on a table", ("a green apple on a table",)),
 ]
 
 
@@ -93,14 +97,14 @@ def test_caption_numbers():
 def test_cards_are_of_different_images_as_they_come():
     cards = make_cards(TEST, ["no", "red", "no", "no"], 2)
     assert [(card.sample.id, card.said, card.right) for card in cards] == [("q0", "no", True), ("q2", "no", False)]
-    captions = [Sample(s.id, s.images, s.question, s.answer, s.references, "caption") for s in SCENES]
+    captions = [Sample.pair(s.id, s.images, s.question, s.answer, s.references, "caption") for s in SCENES]
     cards = make_cards(captions, ["A dog below a cat.", "two birds", ""], 12)
     assert [card.right for card in cards] == [True, False, False]
 
 
 def test_cards_of_images_that_are_objects(picture):
     image = picture()
-    samples = [Sample("a", (image,), "?", "x", ("x",)), Sample("b", (image,), "?", "x", ("x",))]
+    samples = [Sample.pair("a", (image,), "?", "x", ("x",)), Sample.pair("b", (image,), "?", "x", ("x",))]
     assert [card.sample.id for card in make_cards(samples, ["x", "x"], 12)] == ["a"]
 
 

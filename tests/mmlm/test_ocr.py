@@ -172,7 +172,7 @@ def test_an_assistant_with_other_eyes_sees_them_beside_our_words(model, make_mod
 
 def test_what_is_trained_is_what_is_asked(model, picture, tmp_path):
     cache = FeatureCache(model.vision, tmp_path)
-    samples = [Sample("a", (picture(0), picture(1)), "which?", "x"), Sample("b", (), "why?", "y")]
+    samples = [Sample.pair("a", (picture(0), picture(1)), "which?", "x"), Sample.pair("b", (), "why?", "y")]
     told = read_images(model, cache, samples, "")
     for sample, read in zip(samples, told, strict=True):
         batch = model.processor([list(sample.images)], [model.messages(sample.question, len(sample.images))])

@@ -18,7 +18,9 @@ def decoder(tiny_decoder):
 def test_blind_ends_before_the_image_and_before_what_is_foretold(before, seeing, learnt):
     length = before + seeing
     if length > learnt:
-        count = blind(Marked(list(range(length)), [-1] * before + [0] * seeing, learnt))
+        count = blind(
+            Marked(list(range(length)), [-1] * before + [0] * seeing, ((length - learnt, length),) * bool(learnt))
+        )
         assert count == min(before, length - learnt - 1)
 
 
