@@ -49,6 +49,7 @@ def train(
     *,
     seed: int = 0,
     score: Score | None = None,
+    score_every: int = 1,
 ) -> Progress:
     """Trains in place what of the model is trained; goes on from the folder's last checkpoint.
 
@@ -57,7 +58,7 @@ def train(
 
     Args:
         seed: of what dropout draws.
-        score: of the model, every `config.score_every` steps; the checkpoint that has the best is kept.
+        score: what the model is worth, asked every `score_every` steps and at the end; the best checkpoint is kept.
 
     FloatingPointError before a step from a loss or gradient that is not to be trusted, unless such steps are skipped;
     ValueError for more broken samples than `config.broken` allows. The last checkpoint is kept.
@@ -90,12 +91,12 @@ def train(
             batches = [collate(part, fetched.coming()) for part in parts]
             mine = sum(int((batch["labels"] != IGNORED).sum()) for batch in batches)
             seen = sum(map(len, parts)) + len(fetched.broken)
-            learnt, seen, broken, asked = total([mine, seen, len(fetched.broken), stop.asked])
+            learnt, samples, broken, asked = total([mine, seen, len(fetched.broken), stop.asked])
             if asked:
                 break
             if broken:
-                metrics.trouble(step + 1, broken=everyone(fetched.broken))
-            progress.seen, progress.broken = progress.seen + int(seen), progress.broken + int(broken)
+                metrics.left_out(step + 1, everyone(fetched.broken))
+            progress.seen, progress.broken = progress.seen + int(samples), progress.broken + int(broken)
             check_broken(progress, config)
             loss = 0.0
             for place, batch in enumerate(batches):
@@ -107,15 +108,15 @@ def train(
             (loss,) = total([loss / max(learnt, 1)])
             norm = float(accelerator.clip_grad_norm_(learning, config.optim.clip))
             if why := distrusted(loss, norm, progress, config):
-                samples = everyone([entry.id for part in parts for entry in part])
-                metrics.trouble(step + 1, skipped=why, samples=samples)
+                names = everyone([entry.id for part in parts for entry in part])
+                metrics.distrusted(step + 1, why, names)
                 if config.trouble == "stop":
                     raise FloatingPointError(
-                        f"step {step}: {why}, in a batch of {', '.join(samples[:8])}{' ...' * (len(samples) > 8)}: "
+                        f"step {step}: {why}, in a batch of {', '.join(names[:8])}{' ...' * (len(names) > 8)}: "
                         "lower --train.optim.lr, look at those samples, or skip such batches with --train.trouble skip"
                     )
                 progress.skipped += 1
-            else:
+            elif learnt:
                 optimizer.step()
                 progress.smooth = loss if progress.smooth is None else 0.95 * progress.smooth + 0.05 * loss
             optimizer.zero_grad()
@@ -125,7 +126,7 @@ def train(
                 rate = optimizer.param_groups[0]["lr"]
                 metrics.tell(progress, {"loss": loss, "gradient": norm, "lr": rate, "gates": model.adapter.gates()})
             best = False
-            if score and due(progress.step, config.score_every, config.steps):
+            if score and due(progress.step, score_every, config.steps):
                 model.eval()
                 with metrics.pausing():
                     value = score(progress.step)

@@ -94,11 +94,19 @@ class Metrics:
         """Tells what the model was worth at a step."""
         self.write(METRICS, {"step": step, "score": value})
 
-    def trouble(self, step: int, **told: Any) -> None:
-        """Tells what a step could not use, and says so above the bar."""
-        self.write(TROUBLE, {"step": step, **told})
+    def left_out(self, step: int, broken: list[str]) -> None:
+        """Tells which samples of a step could not be read, and says so above the bar."""
+        self.write(TROUBLE, {"step": step, "broken": broken})
+        self.say(f"step {step}: left out {'; '.join(broken)}")
+
+    def distrusted(self, step: int, why: str, samples: list[str]) -> None:
+        """Tells why a step was not taken, and what it held."""
+        self.write(TROUBLE, {"step": step, "skipped": why, "samples": samples})
+        self.say(f"step {step}: {why}; {TROUBLE} names its {len(samples)} samples")
+
+    def say(self, line: str) -> None:
         if self.main:
-            self.bar.write(f"step {step}: {told}")
+            self.bar.write(line, file=sys.stderr)
 
     def write(self, name: str, line: dict[str, Any]) -> None:
         if self.main:

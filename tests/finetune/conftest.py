@@ -2,7 +2,9 @@
 
 import pytest
 
-from finetune.batches import encode
+from finetune.batches import Batches
+from finetune.collate import Collator
+from finetune.encoded import encode
 from mmlm.samples import Sample
 from vision.encoder import VisionEncoder
 from vision.features import FeatureCache
@@ -53,3 +55,29 @@ def make_samples(picture):
 def encoded(tiny_model, cache, make_samples):
     """Encoded samples: encoded(images, questions of each image)."""
     return lambda images, each=1: encode(tiny_model, cache, make_samples(images, each), "encoding")
+
+
+class Collated:
+    """The batches of a data set as a step takes them: collated(model, cache, samples, config)[step]."""
+
+    def __init__(self, model, cache, data, config, seed=0):
+        self.batches, self.collate = Batches(data, config, seed), Collator(model, cache)
+
+    def chosen(self, number):
+        return [self.batches.data[sample] for sample in self.batches.part(number)]
+
+    def __getitem__(self, number):
+        coming = (self.chosen(ahead) for ahead in range(number + 1, number + 16))
+        return self.collate(self.chosen(number), coming)
+
+    def shown(self, number):
+        return self.collate.shown(self.chosen(number))
+
+    @property
+    def words(self):
+        return self.batches.facts.words
+
+
+@pytest.fixture(scope="session")
+def collated():
+    return Collated

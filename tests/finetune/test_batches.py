@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
-from finetune.batches import IGNORED, Batches, Encoded, Mixture, batch_of, encode, rarity
+from finetune.batches import Mixture, facts_of, rarity
 from finetune.below import Below
+from finetune.collate import batch_of
 from finetune.config import BatchConfig
+from finetune.encoded import IGNORED, Encoded, encode
 from finetune.loss import learnt_loss
 from mmlm.data.sample import Turn
 from mmlm.processor import Marked
@@ -22,17 +24,17 @@ from vision.ocr import ENGINES
 
 
 @pytest.fixture
-def make(tiny_model, cache, encoded):
+def make(tiny_model, cache, encoded, collated):
     """Makes batches: make(images, questions of each, images of a batch, samples of each image, seed)."""
 
     def make_(images=7, each=3, size=2, per_image=2, seed=0):
-        return Batches(tiny_model, cache, encoded(images, each), BatchConfig(size, per_image), seed)
+        return collated(tiny_model, cache, encoded(images, each), BatchConfig(size, per_image), seed)
 
     return make_
 
 
 def drawn(batches, numbers):
-    return [[(entry.images, tuple(entry.text.ids)) for entry in batches.choose(n)] for n in numbers]
+    return [[(entry.images, tuple(entry.text.ids)) for entry in batches.chosen(n)] for n in numbers]
 
 
 def test_a_batch_depends_on_its_number_alone(make):
@@ -45,9 +47,9 @@ def test_a_batch_depends_on_its_number_alone(make):
         assert got["input_ids"].equal(make()[9]["input_ids"])
 
 
-def test_a_batch_depends_on_no_order_of_the_data(tiny_model, cache, encoded):
+def test_a_batch_depends_on_no_order_of_the_data(tiny_model, cache, encoded, collated):
     data, config = encoded(7, 3), BatchConfig(2, 1)
-    one, other = (Batches(tiny_model, cache, mine, config, 0) for mine in (data, data[::-1]))
+    one, other = (collated(tiny_model, cache, mine, config) for mine in (data, data[::-1]))
     assert drawn(one, range(8)) == drawn(other, range(8))
 
 
@@ -61,10 +63,9 @@ def test_seeds_and_epochs_differ(make):
 @given(images=st.integers(1, 9), size=st.integers(1, 10), epoch=st.integers(0, 5))
 def test_every_image_once_an_epoch(make, images, size, epoch):
     batches = make(images, 1, size, 1)
-    assert len(batches) == -(-images // size)
-    seen = Counter(
-        entry.images for n in range(epoch * len(batches), (epoch + 1) * len(batches)) for entry in batches.choose(n)
-    )
+    count = len(batches.batches)
+    assert count == -(-images // size)
+    seen = Counter(entry.images for n in range(epoch * count, (epoch + 1) * count) for entry in batches.chosen(n))
     assert len(seen) == images and set(seen.values()) == {1}
 
 
@@ -72,19 +73,19 @@ def test_every_image_once_an_epoch(make, images, size, epoch):
 def test_an_image_brings_some_of_its_samples_each_once(make, each, per_image, rows):
     batches = make(4, each, 2, per_image)
     for number in range(4):
-        chosen = batches.choose(number)
+        chosen = batches.chosen(number)
         assert len(chosen) == rows == len({(entry.images, tuple(entry.text.ids)) for entry in chosen})
         assert set(Counter(entry.images for entry in chosen).values()) == {min(each, per_image)}
 
 
-def test_images_of_like_length_come_together(tiny_model, cache, make_samples, picture):
+def test_images_of_like_length_come_together(tiny_model, cache, make_samples, picture, collated):
     samples = [
         replace(sample, images=(picture(i, (96, 96) if i % 2 else (1024, 512)),))
         for i, sample in enumerate(make_samples(8))
     ]
-    batches = Batches(tiny_model, cache, encode(tiny_model, cache, samples, ""), BatchConfig(2, 1), 0)
+    batches = collated(tiny_model, cache, encode(tiny_model, cache, samples, ""), BatchConfig(2, 1))
     for number in range(8):
-        one, other = (batches.length[entry.images][0] for entry in batches.choose(number))
+        one, other = (entry.size for entry in batches.chosen(number))
         assert one == other
 
 
@@ -167,11 +168,12 @@ def test_texts_are_computed_for_some_batches_at_once(make, monkeypatch):
     batches, other = make(12, 2, 2, 2), make(12, 2, 2, 2)
     late = other[5]
     computed = []
-    compute = batches.below.compute
-    monkeypatch.setattr(batches.below, "compute", lambda texts, widths: computed.append(1) or compute(texts, widths))
+    below = batches.collate.below
+    compute = below.compute
+    monkeypatch.setattr(below, "compute", lambda texts, widths: computed.append(1) or compute(texts, widths))
     first = [batches[number] for number in range(6)]
     once = len(computed)
-    assert batches.below.usable and 0 < once < 6
+    assert below.usable and 0 < once < 6
     assert all(batches[number]["below"].equal(batch["below"]) for number, batch in enumerate(first))
     assert len(computed) == once
     assert first[5]["below"].equal(late["below"]) and first[5]["labels"].equal(late["labels"])
@@ -180,7 +182,7 @@ def test_texts_are_computed_for_some_batches_at_once(make, monkeypatch):
 def test_labels_are_the_learnt_tokens_where_they_are_foretold(make, tiny_model, cache):
     batches = make(4, 3, 3, 3)
     for number in range(4):
-        chosen = batches.choose(number)
+        chosen = batches.chosen(number)
         batch = batch_of(tiny_model, cache, chosen)
         assert batch["labels"].shape == batch["input_ids"].shape == batch["attention_mask"].shape
         for entry, ids, labels, mask in zip(
@@ -237,8 +239,8 @@ pairs = st.lists(st.tuples(st.sampled_from("pq"), st.sampled_from("abc")), min_s
 
 @given(pairs=pairs, power=st.floats(0, 1))
 def test_rare_answers_weigh_more_and_no_question_does(pairs, power):
-    data = [Encoded(question, answer, (), Marked([], [])) for question, answer in pairs]
-    weights = rarity(data, power)
+    data = [Encoded(str(n), *pair, (), Marked([], [])) for n, pair in enumerate(pairs)]
+    weights = dict(zip(pairs, rarity(facts_of(data), power), strict=True))
     for question in {question for question, _ in pairs}:
         mine = Counter(answer for asked, answer in pairs if asked == question)
         total = {answer: count * weights[question, answer] for answer, count in mine.items()}
@@ -250,20 +252,32 @@ def test_rare_answers_weigh_more_and_no_question_does(pairs, power):
 
 
 @pytest.mark.parametrize(("balance", "low", "high"), [(0.0, 0.05, 0.15), (1.0, 0.35, 0.65)])
-def test_balance_evens_out_the_answers(balance, low, high, tiny_model, cache, make_samples):
+def test_balance_evens_out_the_answers(balance, low, high, tiny_model, cache, make_samples, collated):
     """One question, answered "no" to nine in ten."""
     (sample,) = make_samples(1)
     samples = [Sample.pair(str(n), sample.images, sample.question, "no" if n % 10 else "yes") for n in range(50)]
-    batches = Batches(tiny_model, cache, encode(tiny_model, cache, samples, ""), BatchConfig(1, 1, balance), 0)
-    drawn = [batches.choose(number)[0].answer for number in range(300)]
+    batches = collated(tiny_model, cache, encode(tiny_model, cache, samples, ""), BatchConfig(1, 1, balance))
+    drawn = [batches.chosen(number)[0].answer for number in range(300)]
     assert low < drawn.count("yes") / 300 < high
 
 
-class Numbers:
-    """Stands where batches do: batch number n is n."""
+@settings(max_examples=30)
+@given(images=st.integers(1, 9), size=st.integers(1, 10), of=st.integers(1, 12), number=st.integers(0, 20))
+def test_the_parts_of_a_batch_are_the_batch(make, images, size, of, number):
+    """However many processes and passes there are, each sample is in one part, beside those of its image."""
+    batches = make(images, 2, size, 2).batches
+    parts = [batches.part(number, place, of) for place in range(of)]
+    assert sorted(sample for part in parts for sample in part) == sorted(batches.part(number))
+    shown = [{batches.data[sample].images for sample in part} for part in parts]
+    assert sum(map(len, shown)) == len(set().union(*shown))
+    assert max(map(len, shown)) - min(map(len, shown)) <= 1
 
-    def __getitem__(self, number):
-        return number
+
+class Numbers:
+    """Stands where batches do: batch number n has the sample n."""
+
+    def part(self, number, place, of):
+        return [number]
 
 
 @given(shares=st.lists(st.floats(0.05, 10), min_size=1, max_size=4), count=st.integers(1, 200))
@@ -281,5 +295,5 @@ def test_a_mixture_uses_up_each_part_in_order(number, share):
     for part in (0, 1):
         mine = [place for which, place in places if which == part]
         assert mine == list(range(len(mine)))
-    assert mixture[number] == places[-1][1]
+    assert mixture.part(number) == [places[-1]]
     assert Mixture([Numbers(), Numbers()], [share, 1 - share]).locate(number) == places[-1], "asked for out of order"

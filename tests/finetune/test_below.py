@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-from finetune.batches import Batches
 from finetune.below import Below, gives_tensors, passing_on
 from finetune.config import BatchConfig
 from finetune.loss import learnt_loss
@@ -15,9 +14,9 @@ def calls(layers):
     return runs
 
 
-def test_texts_that_come_again_skip_the_layers_below(tiny_model, open_gates, cache, encoded):
+def test_texts_that_come_again_skip_the_layers_below(tiny_model, open_gates, cache, encoded, collated):
     open_gates(tiny_model)
-    batches = Batches(tiny_model, cache, encoded(8, 2), BatchConfig(images=4, per_image=2), seed=0)
+    batches = collated(tiny_model, cache, encoded(8, 2), BatchConfig(images=4, per_image=2))
     first = learnt_loss(tiny_model, tiny_model, batches[0])[0]
     runs = calls(find_layers(tiny_model.decoder))
     again = learnt_loss(tiny_model, tiny_model, batches[0])[0]
@@ -25,11 +24,11 @@ def test_texts_that_come_again_skip_the_layers_below(tiny_model, open_gates, cac
     torch.testing.assert_close(again, first, rtol=0, atol=0)
 
 
-def test_the_decoder_is_whole_again_afterwards(tiny_model, cache, encoded):
+def test_the_decoder_is_whole_again_afterwards(tiny_model, cache, encoded, collated):
     ids = torch.arange(12)[None]
     with torch.no_grad():
         before = tiny_model.decoder(input_ids=ids).logits
-        batches = Batches(tiny_model, cache, encoded(8, 2), BatchConfig(images=4, per_image=2), seed=0)
+        batches = collated(tiny_model, cache, encoded(8, 2), BatchConfig(images=4, per_image=2))
         learnt_loss(tiny_model, tiny_model, batches[0])
         assert torch.equal(tiny_model.decoder(input_ids=ids).logits, before)
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from families import small
 
-from finetune.batches import IGNORED, Batches
 from finetune.calibrate import calibrate, record
 from finetune.config import BatchConfig
+from finetune.encoded import IGNORED
 
 STATES = 400
 
@@ -24,8 +24,8 @@ def tokens(request):
 
 
 @pytest.fixture
-def batches(tiny_model, cache, encoded):
-    batches = Batches(tiny_model, cache, encoded(8, 10), BatchConfig(8, 10), 0)
+def batches(tiny_model, cache, encoded, collated):
+    batches = collated(tiny_model, cache, encoded(8, 10), BatchConfig(8, 10))
     return [batches[number] for number in range(3)]
 
 

@@ -12,7 +12,7 @@ from mmlm import cli
 CONFIG = QuickstartConfig()
 
 
-@pytest.mark.parametrize("file", ["checkpoint.pt", METRICS, "model.safetensors"])
+@pytest.mark.parametrize("file", ["checkpoints", METRICS, "model.safetensors"])
 def test_a_run_that_is_there_is_refused(file, tmp_path):
     run = tmp_path / "run"
     check_folder(run, resume=False, overwrite=False)
@@ -46,7 +46,7 @@ def test_where_no_run_is_none_is_resumed(tmp_path):
 
 
 def test_overwriting_removes_what_a_run_made_and_nothing_else(tmp_path):
-    for name in ("checkpoint.pt", METRICS, "model.safetensors", "report.json", "notes.txt"):
+    for name in ("checkpoints", METRICS, "model.safetensors", "report.json", "notes.txt"):
         (tmp_path / name).write_text("old")
     start_folder(QuickstartConfig(seed=3), tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"notes.txt", "config.yaml"}

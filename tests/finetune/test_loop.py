@@ -1,42 +1,50 @@
 """The loop: it learns by looking, only the adapter learns, and a run that is stopped ends as one that is not."""
 
 import json
+import os
+import signal
+from dataclasses import replace
 
 import pytest
 import torch
 
-from finetune import checkpoint
-from finetune.batches import Batches, Mixture, encode
+from finetune import checkpoint, loop
+from finetune.batches import Batches, Mixture
+from finetune.checkpoint import checkpoints, learning
 from finetune.config import BatchConfig, OptimConfig, TrainConfig
-from finetune.folder import CHECKPOINT, METRICS
-from finetune.loop import adamw, schedule, train
+from finetune.encoded import encode
+from finetune.folder import METRICS, TROUBLE
+from finetune.loop import train
+from finetune.optim import adamw, schedule
+from vision.images import ImageError
 
 STEPS = 11
 
 
-class Stopping:
-    """Batches that raise `error` in place of number `at`."""
+def stopped(monkeypatch, at, error):
+    """Within it the forward of step `at` raises `error`."""
+    own, steps = loop.learnt_loss, []
 
-    def __init__(self, batches, at, error):
-        self.batches, self.at, self.error = batches, at, error
+    def learnt_loss(forward, model, batch):
+        steps.append(1)
+        if len(steps) == at + 1:
+            raise error
+        return own(forward, model, batch)
 
-    def __getattr__(self, name):
-        return getattr(self.batches, name)
-
-    def __getitem__(self, number):
-        if number == self.at:
-            raise self.error
-        return self.batches[number]
+    monkeypatch.setattr(loop, "learnt_loss", learnt_loss)
 
 
-class Poisoned(Stopping):
-    """Batches whose features are not numbers from number `at` on."""
+def poisoned(monkeypatch, steps):
+    """Features of these steps are not numbers."""
+    own, done = loop.learnt_loss, []
 
-    def __getitem__(self, number):
-        batch = self.batches[number]
-        if number >= self.at:
+    def learnt_loss(forward, model, batch):
+        done.append(1)
+        if len(done) - 1 in steps:
             batch["media_values"] = tuple(value * torch.nan for value in batch["media_values"])
-        return batch
+        return own(forward, model, batch)
+
+    monkeypatch.setattr(loop, "learnt_loss", learnt_loss)
 
 
 KINDS = [(False, "pyramid"), (True, "pyramid"), (True, "resampler")]  # image last, tokens
@@ -62,14 +70,14 @@ def start(make_model, tokens, cache, make_samples, config):
     def start_(image_last=False):
         model = make_model(image_last=image_last, tokens=tokens)
         data = encode(model, cache, make_samples(6, 2), "encoding")
-        parts = [Batches(model, cache, part, config.batch, 0) for part in (data[:8], data[8:])]
-        return model, Mixture(parts, [2, 1])
+        parts = [Batches(part, config.batch, 0) for part in (data[:8], data[8:])]
+        return model, cache, Mixture(parts, [2, 1])
 
     return start_
 
 
-def lines(folder):
-    return [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+def lines(folder, name=METRICS):
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
 
 
 def weights(model):
@@ -82,10 +90,10 @@ def test_it_learns_eight_images_by_heart(image_last, tokens, make_model, cache, 
     model = make_model(image_last=image_last, tokens=tokens)
     frozen = {name: p.clone() for name, p in model.named_parameters() if not name.startswith("adapter.")}
     samples = make_samples(8)
-    batches = Batches(model, cache, encode(model, cache, samples, "encoding"), BatchConfig(8, 1), 0)
+    batches = Mixture([Batches(encode(model, cache, samples, "encoding"), BatchConfig(8, 1), 0)], [1])
     rates = OptimConfig(lr=8e-3, gate_lr=2e-2, warmup=3)
     config = TrainConfig(steps=50, log_every=5, save_every=50, calibrate=2, words=10, optim=rates)
-    train(model, batches, config, tmp_path)
+    train(model, cache, batches, config, tmp_path)
     written = lines(tmp_path)
     assert written[-1]["loss"] < 0.05 < written[0]["loss"]
     assert all(p.equal(frozen[name]) for name, p in model.named_parameters() if name in frozen)
@@ -95,62 +103,146 @@ def test_it_learns_eight_images_by_heart(image_last, tokens, make_model, cache, 
 
 @pytest.mark.parametrize(("image_last", "tokens"), KINDS)
 @pytest.mark.parametrize("at", [2, 4, 7, 10])
-def test_a_stopped_run_ends_as_one_that_was_not(at, image_last, start, config, tmp_path):
+def test_a_stopped_run_ends_as_one_that_was_not(at, image_last, start, config, tmp_path, monkeypatch):
     """Stopped before the first checkpoint, right after one, between two, in the last step."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir()
     broken.mkdir()
-    model, batches = start(image_last)
-    train(model, batches, config, whole)
+    model, *rest = start(image_last)
+    train(model, *rest, config, whole)
     wanted = weights(model)
 
-    model, batches = start(image_last)
-    with pytest.raises(KeyboardInterrupt):
-        train(model, Stopping(batches, at, KeyboardInterrupt()), config, broken)
-    assert (broken / CHECKPOINT).exists() == (at >= config.save_every)
-    model, batches = start(image_last)
-    train(model, batches, config, broken)
+    with monkeypatch.context() as patched:
+        stopped(patched, at, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            train(*start(image_last), config, broken)
+    assert bool(checkpoints(broken)) == (at >= config.save_every)
+    model, *rest = start(image_last)
+    train(model, *rest, config, broken)
     assert weights(model) == wanted
 
-    names = ("step", "loss", "loss_smooth", "lr", "gates")
+    names = ("step", "loss", "loss_smooth", "gradient", "lr", "gates", "skipped", "broken")
     assert [[line[name] for name in names] for line in lines(broken)] == [
         [line[name] for name in names] for line in lines(whole)
     ]
     assert [line["step"] for line in lines(whole)] == [2, 4, 6, 8, 10, 11]
 
 
-def test_a_finished_run_is_finished(start, config, tmp_path):
-    model, batches = start()
-    train(model, batches, config, tmp_path)
+def test_asked_to_stop_it_saves_what_it_has_and_goes_on_from_there(start, config, tmp_path, monkeypatch):
+    """SIGTERM, in the middle of step 6."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir()
+    broken.mkdir()
+    model, *rest = start()
+    train(model, *rest, config, whole)
+    wanted = weights(model)
+    own, before = loop.learnt_loss, signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patched:
+        steps = []
+        patched.setattr(
+            loop,
+            "learnt_loss",
+            lambda *args: steps.append(1) or (len(steps) == 7 and os.kill(os.getpid(), signal.SIGTERM)) or own(*args),
+        )
+        model, *rest = start()
+        assert train(model, *rest, config, broken).step == 7
+    assert [checkpoint.step_of(path) for path in checkpoints(broken)] == [7, 4]
+    assert signal.getsignal(signal.SIGTERM) == before
+    model, *rest = start()
+    assert train(model, *rest, config, broken).step == STEPS
+    assert weights(model) == wanted
+
+
+@pytest.mark.parametrize("passes", [2, 3, 4])
+def test_passes_take_the_step_of_one(passes, start, config, tmp_path):
+    """The same samples, the same loss over all their learnt tokens; a part may be empty."""
+    config.calibrate, config.words, config.steps, config.batch.images, config.optim.warmup = 0, 0, 3, 4, 1
+    ends = []
+    for count in (1, passes):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        model, cache, mixture = start()
+        open_(model)
+        config.batch.passes = count
+        train(model, cache, mixture, config, folder)
+        ends.append((dict(model.adapter.state_dict()), [line["loss"] for line in lines(folder)]))
+    (one, losses), (other, its) = ends
+    assert its == pytest.approx(losses, rel=1e-5)
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=2e-5, msg=name)
+
+
+def open_(model):
+    """Opens the gates, so that all weights have gradients."""
+    with torch.no_grad():
+        for name, parameter in learning(model):
+            if name.endswith("_gate"):
+                parameter.fill_(0.5)
+
+
+def test_a_finished_run_is_finished(start, config, tmp_path, monkeypatch):
+    model, *rest = start()
+    train(model, *rest, config, tmp_path)
     before = (tmp_path / METRICS).read_bytes()
-    again, _ = start()
-    train(again, Stopping(None, 0, AssertionError("no batch is needed")), config, tmp_path)
+    again, *rest = start()
+    stopped(monkeypatch, 0, AssertionError("no batch is needed"))
+    train(again, *rest, config, tmp_path)
     assert weights(again) == weights(model)
     assert (tmp_path / METRICS).read_bytes() == before
 
 
-def test_half_written_lines_of_metrics_are_dropped(start, config, tmp_path):
-    model, batches = start()
-    with pytest.raises(KeyboardInterrupt):
-        train(model, Stopping(batches, 7, KeyboardInterrupt()), config, tmp_path)
+def test_half_written_lines_of_metrics_are_dropped(start, config, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        stopped(patched, 7, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            train(*start(), config, tmp_path)
     with (tmp_path / METRICS).open("a") as metrics:
         metrics.write('{"step": 8, "lo\n{"step": 8, "gates": {"0.ff": 0.1}\n3\n{}\n{"step": 9, "lo')
-    model, batches = start()
-    train(model, batches, config, tmp_path)
+    train(*start(), config, tmp_path)
     assert [line["step"] for line in lines(tmp_path)] == [2, 4, 6, 8, 10, 11]
 
 
-def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoint(start, config, tmp_path):
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoint(start, config, tmp_path, monkeypatch):
+    """And the samples are named."""
     config.save_every = 1
-    model, batches = start()
-    with pytest.raises(FloatingPointError, match=r"step 6: loss nan, gradient nan, .*; lower --train\.optim\.lr"):
-        train(model, Poisoned(batches, 6, None), config, tmp_path)
+    model, *rest = start()
+    poisoned(monkeypatch, {6})
+    with pytest.raises(FloatingPointError, match=r"step 6: loss nan, gradient nan, .* in a batch of \d-\d, .*: lower"):
+        train(model, *rest, config, tmp_path)
     check_clean(model, start, config, tmp_path)
+    (told,) = lines(tmp_path, TROUBLE)
+    assert told["step"] == 7 and told["skipped"].startswith("loss nan") and len(told["samples"]) == 4
+
+
+def test_or_the_step_is_skipped(start, config, tmp_path, monkeypatch):
+    """As if it had not been, but for the rates and what comes next."""
+    config.trouble = "skip"
+    model, *rest = start()
+    poisoned(monkeypatch, {0, 6, 7})
+    assert train(model, *rest, config, tmp_path).skipped == 3
+    assert [line["step"] for line in lines(tmp_path, TROUBLE)] == [1, 7, 8]
+    assert lines(tmp_path)[-1]["skipped"] == 3
+    assert all(tensor.isfinite().all() for tensor in model.adapter.state_dict().values())
+
+
+def test_a_loss_that_spikes_is_trouble_too(start, config, tmp_path, monkeypatch):
+    config.trouble, config.spike = "skip", 3.0
+    own, steps = loop.learnt_loss, []
+
+    def learnt_loss(*args):
+        steps.append(1)
+        loss, learnt = own(*args)
+        return loss * (10 if len(steps) == 6 else 1), learnt
+
+    monkeypatch.setattr(loop, "learnt_loss", learnt_loss)
+    assert train(*start(), config, tmp_path).skipped == 1
+    (told,) = lines(tmp_path, TROUBLE)
+    assert told["step"] == 6 and "more than 3.0 times the" in told["skipped"]
 
 
 def test_so_does_a_gradient(start, config, tmp_path):
     config.save_every, config.words = 1, 0
-    model, batches = start()
+    model, *rest = start()
     gradients = []
 
     def spoil(gradient):
@@ -158,52 +250,103 @@ def test_so_does_a_gradient(start, config, tmp_path):
         return gradient * torch.inf if len(gradients) == 7 else gradient
 
     model.adapter.media.slot.register_hook(spoil)
-    with pytest.raises(FloatingPointError, match=r"step 6: loss \d+\.\d+, gradient (inf|nan), .*; lower"):
-        train(model, batches, config, tmp_path)
+    with pytest.raises(FloatingPointError, match=r"step 6: loss \d+\.\d+, gradient (inf|nan), .* lower"):
+        train(model, *rest, config, tmp_path)
     check_clean(model, start, config, tmp_path)
 
 
 def check_clean(model, start, config, folder):
     """What was learnt up to step 6 is there, in the model and on disk."""
-    other, _ = start()
-    assert checkpoint.load(folder, other.adapter, adamw(other.adapter, config.optim))[0] == 6
+    other, *_ = start()
+    assert checkpoint.load(folder, other, adamw(learning(other), config.optim)).step == 6
     for one in (model, other):
         assert all(tensor.isfinite().all() for tensor in one.adapter.state_dict().values())
     assert weights(model) == weights(other)
 
 
-def test_several_processes_are_refused(start, config, tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="2 processes were launched, but training runs in one for now; launch one"):
-        train(*start(), config, tmp_path)
-    assert not list(tmp_path.iterdir())
+class Broken(list):
+    """Samples of which some cannot be read."""
+
+    def __init__(self, data, which):
+        super().__init__(data)
+        self.which = which
+
+    def __getitem__(self, number):
+        if number in self.which:
+            raise ImageError(f"{number}.jpg: truncated")
+        return super().__getitem__(number)
 
 
-@pytest.mark.parametrize("more", [{"lora": {"r": 2}}, {"unfreeze": ["decoder.*norm*"]}], ids=str)
-def test_what_it_does_not_train_it_refuses(more, make_model, config, tmp_path):
-    with pytest.raises(ValueError, match="trains the adapter alone"):
-        train(make_model(**more), [], config, tmp_path)
+def broken(mixture, which):
+    """The mixture with some samples of its first data set broken."""
+    mixture.sets[0].data = Broken(mixture.sets[0].data, which)
+    return mixture
+
+
+def test_broken_samples_are_left_out_counted_and_named(start, config, tmp_path):
+    config.broken = 0.5
+    model, cache, mixture = start()
+    progress = train(model, cache, broken(mixture, {1, 2, 6}), config, tmp_path)
+    told = lines(tmp_path, TROUBLE)
+    assert progress.broken == sum(len(line["broken"]) for line in told) == lines(tmp_path)[-1]["broken"] > 3
+    assert {name for line in told for name in line["broken"]} == {f"{n}.jpg: truncated" for n in (1, 2, 6)}
+    assert progress.seen == 4 * STEPS
+
+
+def test_where_all_of_a_batch_is_broken_nothing_is_learnt_from_it(start, config, tmp_path):
+    config.calibrate = config.words = 0
+    model, cache, mixture = start()
+    before = weights(model)
+    progress = train(model, cache, broken(mixture, set(range(8))), replace(config, steps=1), tmp_path)
+    assert progress.broken == 4 and progress.step == 1
+    assert weights(model) == before
+
+
+def test_too_many_broken_samples_end_the_run(start, config, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "FEW", 8)
+    config.broken = 0.2
+    model, cache, mixture = start()
+    with pytest.raises(ValueError, match=r"\d+ of \d+ samples are broken, more than --train.broken 0.2: trouble.jsonl"):
+        train(model, cache, broken(mixture, {1, 2, 6}), config, tmp_path)
 
 
 def test_the_model_is_left_as_it_was_found(start, config, tmp_path):
-    model, batches = start()
+    model, *rest = start()
     attention = model.decoder.config._attn_implementation
-    train(model, batches, config, tmp_path)
+    train(model, *rest, config, tmp_path)
     assert model.decoder.config._attn_implementation == attention
     assert not model.training and not model.adapter.training
 
 
 def test_metrics_say_what_a_person_asks(start, config, tmp_path):
-    model, batches = start()
-    train(model, batches, config, tmp_path)
+    model, *rest = start()
+    train(model, *rest, config, tmp_path)
     for line in lines(tmp_path):
-        assert line.keys() == {"step", "loss", "loss_smooth", "learnt_tokens_per_second", "lr", "gates"}
-        assert line["learnt_tokens_per_second"] > 0
+        said = ["step", "loss_smooth", "loss", "gradient", "lr", "gates", "learnt_tokens_per_second", "waiting"]
+        assert list(line) == [*said, "memory_gb", "skipped", "broken"]
+        assert line["learnt_tokens_per_second"] > 0 and 0 <= line["waiting"] <= 1
         assert line["gates"].keys() == model.adapter.gates().keys()
 
 
+def test_the_best_checkpoint_is_kept(start, config, tmp_path):
+    """Scored every three steps and at the end, and saved where it is best."""
+    scored = []
+
+    def score(step):
+        scored.append(step)
+        return {3: 0.2, 6: 0.5}.get(step, 0.3)
+
+    model, *rest = start()
+    config.keep = 1
+    progress = train(model, *rest, config, tmp_path, score=score, score_every=3)
+    assert scored == [3, 6, 9, 11]
+    assert (progress.best, progress.best_step) == (0.5, 6)
+    assert [checkpoint.step_of(path) for path in checkpoints(tmp_path)] == [11, 6]
+    assert [line["score"] for line in lines(tmp_path) if "score" in line] == [0.2, 0.5, 0.3, 0.3]
+
+
 def test_every_parameter_is_in_one_group(tiny_model):
-    optimizer = adamw(tiny_model.adapter, OptimConfig(weight_decay=0.5))
+    optimizer = adamw(tiny_model.adapter.named_parameters(), OptimConfig(weight_decay=0.5))
     matrices, vectors, gates = (group["params"] for group in optimizer.param_groups)
     assert sum(map(len, (matrices, vectors, gates))) == len(list(tiny_model.adapter.parameters()))
     assert {id(p) for p in gates} == {
@@ -214,8 +357,8 @@ def test_every_parameter_is_in_one_group(tiny_model):
 
 
 def test_rates_rise_and_fall():
-    config = TrainConfig(steps=100, optim=OptimConfig(warmup=10, final=0.1))
-    rates = [schedule(step, config) for step in range(100)]
+    config = OptimConfig(warmup=10, final=0.1)
+    rates = [schedule(step, 100, config) for step in range(100)]
     assert rates[0] == pytest.approx(0.1) and max(rates) == rates[9] == rates[10] == 1
     assert rates[:10] == sorted(rates[:10]) and rates[10:] == sorted(rates[10:], reverse=True)
     assert 0.1 < rates[-1] < 0.12

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from finetune.batches import IGNORED, Batches, batch_of, encode
 from finetune.below import Below
+from finetune.collate import batch_of
 from finetune.config import BatchConfig
+from finetune.encoded import IGNORED, encode
 from finetune.loss import learnt_loss, logits_only
 
 
@@ -24,8 +25,8 @@ def model(request, make_model, open_gates, tokens):
 
 
 @pytest.fixture
-def batches(model, cache, make_samples):
-    return Batches(model, cache, encode(model, cache, make_samples(4, 3), "encoding"), BatchConfig(3, 2), 0)
+def batches(model, cache, make_samples, collated):
+    return collated(model, cache, encode(model, cache, make_samples(4, 3), "encoding"), BatchConfig(3, 2))
 
 
 def plainly(model, batch):
@@ -45,7 +46,7 @@ def gradients(model):
 def test_loss_and_gradients_are_those_of_the_whole_text(model, batches, cache):
     """Whatever the batch leaves out: prefixes that see no image, logits of what is not learnt."""
     loss, learnt = learnt_loss(model, model, batches[0])
-    chosen = batches.choose(0)
+    chosen = batches.chosen(0)
     assert learnt == sum(entry.text.answer for entry in chosen)
     check(model, loss, batch_of(model, cache, chosen))
 

@@ -169,7 +169,7 @@ def test_ctrl_c_tells_how_to_go_on(tmp_path):
         with pytest.raises(KeyboardInterrupt) as caught, resumable(tmp_path):
             raise KeyboardInterrupt
         assert caught.value.args == hints
-        (tmp_path / "checkpoint.pt").touch()
+        (tmp_path / "checkpoints").touch()
 
 
 def test_ctrl_c_before_training_says_that_there_is_nothing_to_resume(tmp_path, monkeypatch, capsys):
@@ -301,7 +301,7 @@ def test_a_killed_walk_ends_with_the_same_bytes(walked, tmp_path):
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     command = [sys.executable, "-m", "mmlm", *words_of(run), "--train.save_every=2"]
     with subprocess.Popen(command, env=os.environ | threads, stderr=subprocess.DEVNULL) as process:
-        while not (run / "checkpoint.pt").exists() and process.poll() is None:
+        while not (run / "checkpoints").exists() and process.poll() is None:
             time.sleep(0.02)
         process.kill()
     assert not (run / "report.json").exists(), "it was killed amid training"

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from finetune.batches import IGNORED, Batches, Mixture, encode
+from finetune.batches import Mixture
 from finetune.calibrate import calibrate
 from finetune.config import BatchConfig
+from finetune.encoded import IGNORED, encode
 from finetune.words import Words, learn_words, speak, votes_of
 
 
@@ -19,8 +20,8 @@ def tokens(request):
 
 
 @pytest.fixture
-def batches(tiny_model, cache, encoded):
-    return Batches(tiny_model, cache, encoded(8, 2), BatchConfig(8, 2), 0)
+def batches(tiny_model, cache, encoded, collated):
+    return collated(tiny_model, cache, encoded(8, 2), BatchConfig(8, 2))
 
 
 def ready(model, batches):
@@ -36,20 +37,17 @@ def test_what_is_shown_is_the_batch_without_its_questions(batches):
         assert ours[ours != IGNORED].equal(theirs[theirs != IGNORED])
 
 
-def test_a_mixture_shows_what_its_parts_show(batches, tiny_model, cache, encoded):
-    other = Batches(tiny_model, cache, encoded(4), BatchConfig(2, 1), 1)
-    mixture = Mixture([batches, other], [0.5, 0.5])
-    for number in range(6):
-        part, place = mixture.locate(number)
-        wanted = (batches, other)[part].shown(place)
-        assert all(mixture.shown(number)[name].equal(wanted[name]) for name in ("labels", "media_gather"))
-    assert mixture.words() == batches.words() + other.words()
+def test_a_mixture_counts_the_words_of_its_data_sets(batches, tiny_model, cache, encoded, collated):
+    other = collated(tiny_model, cache, encoded(4), BatchConfig(2, 1))
+    mixture = Mixture([batches.batches, other.batches], [0.5, 0.5])
+    assert mixture.words() == batches.words + other.words
+    assert Mixture([batches.batches, other.batches], [1, 0]).words() == batches.words
 
 
 def test_words_are_counted_where_they_are_learnt(batches, tiny_model):
-    learnt = [entry.text.ids[-entry.text.answer :] for entries in batches.by_image.values() for entry in entries]
-    assert batches.words().total() == sum(map(len, learnt))
-    assert batches.words()[tiny_model.processor.tokenizer.eos_token_id] == len(learnt), "each ends once"
+    learnt = [entry.text.ids[-entry.text.answer :] for entry in batches.batches.data]
+    assert batches.words.total() == sum(map(len, learnt))
+    assert batches.words[tiny_model.processor.tokenizer.eos_token_id] == len(learnt), "each ends once"
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -72,7 +70,7 @@ def test_words_are_learnt_from_what_is_seen(tiny_model, batches):
     """After a while an image calls for its own answers' words more than others do."""
     ready(tiny_model, batches)
     frozen = copy.deepcopy(tiny_model.decoder.state_dict())
-    ids = sorted(batches.words())
+    ids = sorted(batches.words)
     words = learn_words(tiny_model, ids, (batches.shown(step) for step in range(100)), 100)
     assert words.ids.tolist() == ids and words.votes.shape == (len(ids), tiny_model.config.media_dim)
     head = nn.Linear(tiny_model.config.media_dim, len(ids), bias=False)
@@ -93,13 +91,13 @@ def test_features_that_are_no_numbers_are_an_error(tiny_model, batches):
     batch = batches.shown(0)
     batch["media_values"] = tuple(value * torch.inf for value in batch["media_values"])
     with pytest.raises(FloatingPointError, match="batch 0 of the words: loss nan"):
-        learn_words(tiny_model, sorted(batches.words()), [batch], 1)
+        learn_words(tiny_model, sorted(batches.words), [batch], 1)
 
 
 def test_words_that_are_not_among_them_teach_nothing(tiny_model, batches):
     """A batch of rare words alone: no loss, and nothing that is no number."""
     batch = batches.shown(0)
-    rare = [word for word in range(40) if word not in batches.words()]
+    rare = [word for word in range(40) if word not in batches.words]
     words = learn_words(tiny_model, rare, [batch], 1)
     assert words.votes.isfinite().all()
     assert all(p.isfinite().all() for p in tiny_model.adapter.parameters())
@@ -135,14 +133,14 @@ def test_every_key_head_speaks(make_model, tokens, batches):
     assert (block.o.weight.detach().unflatten(1, (block.K, -1)).square().sum((0, 2)) > 0).all()
 
 
-def test_rows_without_an_image_teach_no_words(tiny_model, cache, make_samples):
+def test_rows_without_an_image_teach_no_words(tiny_model, cache, make_samples, collated):
     samples = make_samples(4)
     samples = [replace(sample, images=()) if place % 2 else sample for place, sample in enumerate(samples)]
-    mixed = Batches(tiny_model, cache, encode(tiny_model, cache, samples, "encoding"), BatchConfig(4, 2), 0)
+    mixed = collated(tiny_model, cache, encode(tiny_model, cache, samples, "encoding"), BatchConfig(4, 2))
     assert len(mixed.shown(0)["labels"]) == 2
-    words = learn_words(tiny_model, sorted(mixed.words()), [mixed.shown(0)], 1)
+    words = learn_words(tiny_model, sorted(mixed.words), [mixed.shown(0)], 1)
     assert words.votes.isfinite().all()
-    blind = Batches(tiny_model, cache, encode(tiny_model, cache, samples[1::2], "encoding"), BatchConfig(4, 2), 0)
+    blind = collated(tiny_model, cache, encode(tiny_model, cache, samples[1::2], "encoding"), BatchConfig(4, 2))
     assert not learn_words(tiny_model, [40], [blind.shown(0)], 1).votes.any()
 
 
@@ -151,7 +149,7 @@ def test_it_speaks_with_any_width_of_embeddings(make_model, tokens, batches, wid
     """More directions than there is room for, or fewer."""
     model = make_model(media_dim=wide, tokens=tokens)
     reach = ready(model, batches)
-    speak(model, learn_words(model, sorted(batches.words()), (batches.shown(n) for n in range(2)), 2), reach)
+    speak(model, learn_words(model, sorted(batches.words), (batches.shown(n) for n in range(2)), 2), reach)
     batch = {name: value for name, value in batches[0].items() if name not in ("labels", "below")}
     blind = {name: value for name, value in copy.deepcopy(batch).items() if not name.startswith("media")}
     logits = model(**copy.deepcopy(batch)).logits
@@ -171,6 +169,6 @@ def test_the_same_batches_teach_the_same_words(make_model, tokens, batches):
     for _ in range(2):
         model = make_model(tokens=tokens)
         reach = ready(model, batches)
-        speak(model, learn_words(model, sorted(batches.words()), (batches.shown(n) for n in range(4)), 4), reach)
+        speak(model, learn_words(model, sorted(batches.words), (batches.shown(n) for n in range(4)), 4), reach)
         states.append(model.adapter.state_dict())
     assert all(tensor.equal(states[1][name]) for name, tensor in states[0].items())
