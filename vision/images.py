@@ -108,6 +108,24 @@ def open_reduced(source: Source, enough: Sizing, *, urls: bool = False) -> tuple
     return _open(source, enough, urls)
 
 
+def image_size(source: Source) -> tuple[int, int]:
+    """Width and height of an upright image, of a file by its header alone: the rest of it may be damaged still.
+
+    Raises `ImageError` as `open_image` does for what has no such header; URLs are not fetched.
+    """
+    name = _name(source)
+    match source:
+        case bytes() | bytearray() | memoryview():
+            file: BinaryIO = io.BytesIO(source)
+        case str() | os.PathLike() if not str(source).lower().startswith(("http://", "https://")):
+            file = _open_file(source, name)
+        case _:
+            return _open(source, None, False)[1]
+    with file, _identified(file, name) as image:
+        _check_size(*image.size, name)
+        return _turned(image, image.size)
+
+
 def _open(source: Source, enough: Sizing | None, urls: bool) -> Opened:
     name = _name(source)
     match source:
@@ -191,6 +209,13 @@ def _download(url: str, name: str) -> bytes:
 
 
 def _decode(file: BinaryIO, name: str, enough: Sizing | None) -> Opened:
+    with _identified(file, name) as image:
+        return _rgb(image, name, enough)
+
+
+@contextmanager
+def _identified(file: BinaryIO, name: str) -> Iterator[Image.Image]:
+    """A file as the image that its header says it is, of which nothing is decoded yet."""
     with _refusals(name):
         try:
             file.seek(0)
@@ -205,7 +230,7 @@ def _decode(file: BinaryIO, name: str, enough: Sizing | None) -> Opened:
             with _unwarned():
                 opened = Image.open(file)
             with opened as image:
-                return _rgb(image, name, enough)
+                yield image
         except UnidentifiedImageError as error:
             if any(mark in start.lower() for mark in _DRAWING_MARKS):
                 raise _drawing(name) from error
