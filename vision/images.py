@@ -78,6 +78,22 @@ class ImageError(ValueError):
     """An image that cannot be taken: the message names it, says why, and how to mend it."""
 
 
+class Named(bytes):
+    """The bytes of an image file that know where they are from; errors say so.
+
+    Args:
+        data: the bytes.
+        name: as "shard.tar: cat.jpg".
+    """
+
+    name: str
+
+    def __new__(cls, data: bytes, name: str) -> "Named":
+        named = super().__new__(cls, data)
+        named.name = name
+        return named
+
+
 def open_image(source: Source, *, urls: bool = False) -> Image.Image:
     """Open `source` as a new, fully loaded RGB image, upright and opaque.
 
@@ -166,6 +182,8 @@ def _name(source: Any) -> str:
     match source:
         case str() | os.PathLike():
             name = os.fspath(source) or "<empty path>"
+        case Named():
+            name = source.name
         case bytes() | bytearray() | memoryview():
             name = "<bytes>"
         case np.ndarray():

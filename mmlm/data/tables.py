@@ -1,0 +1,223 @@
+"""JSON files as data sets come in: LLaVA's and other arrays of rows, COCO's captions, VQAv2's questions."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmlm.data.lines import BOM, SPACE, Lines, array_spans
+from mmlm.data.row import RowReader, brief, learnt, string
+from mmlm.data.rows import Rows
+from mmlm.data.sample import Sample
+
+JSON = ("llava", "json", "coco", "vqa")  # formats of such files; "json" is an array of rows as in JSONL
+
+
+class Coco(Rows):
+    """Captions of COCO, one sample each; all captions of its image are its references.
+
+    Args:
+        path: of the json file.
+        captions: (id, image, text) of each; values as they are there.
+        reader: for where the images are, and what asks for a caption.
+    """
+
+    def __init__(
+        self, name: str, path: Path, captions: list[tuple[Any, Any, Any]], files: dict[Any, Any], reader: RowReader
+    ) -> None:
+        super().__init__(name, "coco")
+        self.path, self.captions, self.files, self.reader = path, captions, files, reader
+        self.references: dict[Any, list[Any]] = {}
+        for _, image, text in captions:
+            self.references.setdefault(image, []).append(text)
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def place(self, number: int) -> str:
+        return f"{self.path}, annotation {self.captions[number][0]}"
+
+    def read(self, number: int) -> Sample:
+        id, image, text = self.captions[number]
+        if image not in self.files:
+            raise ValueError(f"image_id {brief(image)} is none of its images; mend it, or take the annotation out")
+        said = learnt(text, "caption")
+        references = [one for one in self.references[image] if isinstance(one, str)]
+        shown = self.reader.image(self.files[image], "file_name")
+        return Sample.pair(str(id), (shown,), self.reader.prompt, said, references, "caption")
+
+
+class Vqa(Rows):
+    """VQAv2's questions, each with the answer that most people gave; all answers are its references."""
+
+    def __init__(
+        self, name: str, path: Path, questions: list[Any], answers: dict[Any, Any], pattern: str, folder: str
+    ) -> None:
+        super().__init__(name, "vqa")
+        self.path, self.questions, self.answers = path, questions, answers
+        self.pattern, self.folder = pattern, folder
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    def place(self, number: int) -> str:
+        return f"{self.path}, question {self.questions[number].get('question_id', f'number {number}')}"
+
+    def read(self, number: int) -> Sample:
+        row = self.questions[number]
+        question, image = string(row.get("question"), "question"), row.get("image_id")
+        if not isinstance(image, int):
+            raise ValueError(f"image_id: {brief(image)} is no number")
+        found = self.answers.get(row.get("question_id"))
+        if found is None:
+            raise ValueError("no annotation has its question_id; name the annotations that belong to these questions")
+        others = tuple(string(one.get("answer"), "answer") for one in found.get("answers", []))
+        given = found.get("multiple_choice_answer")
+        given = Counter(others).most_common(1)[0][0] if given is None and others else given
+        shown = os.path.join(self.folder, self.pattern.format(image))
+        answer = learnt(given, "multiple_choice_answer")
+        return Sample.pair(
+            str(row.get("question_id")), (shown,), question, answer, others, str(found.get("answer_type", ""))
+        )
+
+
+def open_json(
+    name: str,
+    path: Path,
+    images: str | os.PathLike[str] | None,
+    annotations: str | os.PathLike[str] | None,
+    read_by: Callable[[str], RowReader],
+) -> Rows:
+    """What a JSON file holds, by looking at it.
+
+    Args:
+        images: folder of the images, if it is not found.
+        annotations: of VQAv2's questions, if they are not found.
+        read_by: the reader of rows whose images are relative to a folder.
+
+    ValueError, with the mend, for a file that is no JSON, or of no format that is known.
+    """
+    text = read_text(path)
+    found = SPACE.match(text, text.startswith(BOM))
+    assert found  # it may be empty
+    own = str(path.parent if images is None else images)
+    try:
+        if text.startswith("[", found.end()):
+            spans = array_spans(text)
+            first = json.loads(text.encode()[slice(*spans[0, :2])]) if len(spans) else {}
+            kind = "llava" if isinstance(first, dict) and "conversations" in first else "json"
+            return Lines(name, kind, path, spans, read_by(own), "row")
+        whole = json.loads(text[text.startswith(BOM) :])
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg}); fetch or export it again") from error
+    del text
+    parts = {part: whole[part] for part in PARTS if isinstance(whole, dict) and isinstance(whole.get(part), list)}
+    notes = parts.get("annotations", [])
+    if "questions" in parts:
+        return open_vqa(name, path, whole, annotations, images)
+    if "images" in parts and notes and isinstance(notes[0], dict) and "caption" in notes[0]:
+        return open_coco(name, path, parts, images, read_by)
+    if notes and isinstance(notes[0], dict) and "question_id" in notes[0]:
+        raise ValueError(
+            f"{path}: VQAv2's annotations, and the questions are in another file; name that one, and this one by "
+            "annotations= if it is not beside it"
+        )
+    fields = brief(list(whole)) if isinstance(whole, dict) else brief(whole)
+    raise ValueError(
+        f"{path}: of no known format ({fields}); it takes an array of rows (LLaVA's, or as in JSONL), COCO's captions "
+        "(images, annotations with a caption each), or VQAv2's questions"
+    )
+
+
+PARTS = ("images", "annotations", "questions")
+
+
+def open_coco(
+    name: str,
+    path: Path,
+    parts: dict[str, list[Any]],
+    images: str | os.PathLike[str] | None,
+    read_by: Callable[[str], RowReader],
+) -> Coco:
+    """COCO's captions: {"images": [{"id", "file_name"}], "annotations": [{"id", "image_id", "caption"}]}."""
+    files = {one.get("id"): one.get("file_name") for one in objects(path, "images", parts["images"])}
+    notes = objects(path, "annotations", parts["annotations"])
+    captions = [(one.get("id", number), one.get("image_id"), one.get("caption")) for number, one in enumerate(notes)]
+    split = path.stem.rpartition("_")[2]
+    folder, _ = locate(path, [one for one in files.values() if isinstance(one, str)][:1], split, images)
+    return Coco(name, path, captions, files, read_by(folder))
+
+
+def open_vqa(
+    name: str,
+    path: Path,
+    whole: dict[str, Any],
+    annotations: str | os.PathLike[str] | None,
+    images: str | os.PathLike[str] | None,
+) -> Vqa:
+    """VQAv2's questions and annotations: {"questions": [{"question_id", "image_id", "question"}], "data_subtype"}."""
+    questions = objects(path, "questions", whole["questions"])
+    if annotations is None:
+        named = path.name.replace("OpenEnded_", "").replace("MultipleChoice_", "").replace("questions", "annotations")
+        beside = path.with_name(named)
+        if beside == path or not beside.is_file():
+            raise ValueError(
+                f"{path}: questions without their answers: no {named} beside it; put it there, or name the file, "
+                "annotations= (--annotations)"
+            )
+        annotations = beside
+    other = Path(annotations)
+    try:
+        notes = json.loads(read_text(other).removeprefix(BOM))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{other}, line {error.lineno}: not JSON ({error.msg}); fetch or export it again") from error
+    if not isinstance(notes, dict) or not isinstance(notes.get("annotations"), list):
+        raise ValueError(f"{other}: no annotations of VQAv2; it takes {{'annotations': [...]}}")
+    answers = {one.get("question_id"): one for one in objects(other, "annotations", notes["annotations"])}
+    if questions and not any(one.get("question_id") in answers for one in questions):
+        raise ValueError(f"{other}: none of its annotations is of a question of {path}; name those of the same split")
+    split = str(whole.get("data_subtype", ""))
+    first = next((one["image_id"] for one in questions if isinstance(one.get("image_id"), int)), 0)
+    patterns = [f"COCO_{split}_{{:012d}}.jpg", "{:012d}.jpg", "{}.jpg", "{}.png"]
+    folder, which = locate(path, [pattern.format(first) for pattern in patterns], split, images)
+    return Vqa(name, path, questions, answers, patterns[which], folder)
+
+
+def locate(path: Path, names: Sequence[str], split: str, images: str | os.PathLike[str] | None) -> tuple[str, int]:
+    """The folder of a data set's images, and by which of the names the first of them is there.
+
+    It is looked for in `images`, or beside the file, in the folder of its split, and where COCO has it. ValueError,
+    naming all that was looked for.
+    """
+    if images is None:
+        roots = [path.parent, path.parent / "images", path.parent.parent, path.parent.parent / "images"]
+    else:
+        roots = [Path(images)]
+    tried = [folder for root in roots for folder in (root, root / split) if split or folder == root]
+    for folder in dict.fromkeys(tried):
+        for which, name in enumerate(names):
+            if (folder / name).is_file():
+                return str(folder), which
+    if not names:
+        return str(tried[0]), 0
+    raise ValueError(
+        f"{path}: its images are not found; looked for {' or '.join(names)} in "
+        f"{', '.join(map(str, dict.fromkeys(tried)))}; name their folder, images= (--images)"
+    )
+
+
+def objects(path: Path, field: str, values: list[Any]) -> list[dict[str, Any]]:
+    """A list of objects. ValueError for another value in it."""
+    for number, value in enumerate(values):
+        if not isinstance(value, dict):
+            raise ValueError(f"{path}, {field}[{number}]: {brief(value)} is no object; fetch or export it again")
+    return values
+
+
+def read_text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
