@@ -65,6 +65,14 @@ class Prepared:
         return digest.hexdigest()[:32]
 
 
+@dataclass(frozen=True, eq=False)
+class Begun:
+    """An image that waits for others to be encoded with."""
+
+    source: Source
+    ready: Prepared
+
+
 def prepare(image: Source, pyramid: Pyramid, detail: str) -> Prepared:
     """Opens and tiles one image. ImageError if it cannot be opened."""
     view, full = open_reduced(image, partial(view_size, detail=detail))
@@ -189,40 +197,42 @@ class VisionEncoder(nn.Module):
         an image of its own and goes all the way with it; elsewhere `BATCH` pictures make a pass, of whichever images.
         No more is held than a few images a thread and the pictures of one pass.
         """
-        return self.through(images, known=lambda ready: None, done=lambda ready, features: features)
+        return self.through(images, known=lambda source, ready: None, done=lambda source, ready, features: features)
 
     def through(
         self,
         images: Iterable[Lazy],
-        known: Callable[[Prepared], Result | None],
-        done: Callable[[Prepared, Features], Result],
+        known: Callable[[Source, Prepared | None], Result | None],
+        done: Callable[[Source, Prepared, Features], Result],
     ) -> Iterator[Result | ImageError]:
-        """As `encode_all`, with what is `known` of a prepared image, or if that is None what is `done` of its features.
+        """As `encode_all`, with what is `known` of an image, or if that is None what is `done` of its features.
 
-        Both are called by one thread or another.
+        Both are called by one thread or another; `known` of the image alone, then of it and what it was prepared to.
         """
         alone = self.alone
 
-        def begin(image: Lazy) -> tuple[Result | ImageError | None, Prepared | None]:
+        def begin(image: Lazy) -> Result | ImageError | Begun:
             try:
-                ready = prepare(opened(image), self.pyramid, self.detail)
+                source = opened(image)
+                if (result := known(source, None)) is not None:
+                    return result
+                ready = prepare(source, self.pyramid, self.detail)
             except ImageError as error:
-                return error, None
-            result = known(ready)
-            if result is None and alone:
-                result = done(ready, self.encode_ready([ready])[0])
-            return result, ready if result is None else None
+                return error
+            if (result := known(source, ready)) is not None:
+                return result
+            return done(source, ready, self.encode_ready([ready])[0]) if alone else Begun(source, ready)
 
-        def end(group: list[tuple[Result | ImageError | None, Prepared | None]]) -> Iterator[Result | ImageError]:
-            waiting = [ready for _, ready in group if ready is not None]
+        def end(group: list[Result | ImageError | Begun]) -> Iterator[Result | ImageError]:
+            waiting = [one.ready for one in group if isinstance(one, Begun)]
             features = iter(self.encode_ready(waiting) if waiting else ())
-            for result, ready in group:
-                yield done(ready, next(features)) if ready is not None else cast("Result | ImageError", result)
+            for one in group:
+                yield done(one.source, one.ready, next(features)) if isinstance(one, Begun) else one
 
-        group, pictures = [], 0
+        group, pictures = list[Result | ImageError | Begun](), 0
         for one in ahead(begin, images, alone=alone):
             group.append(one)
-            pictures += 0 if one[1] is None else len(one[1].pixels)
+            pictures += len(one.ready.pixels) if isinstance(one, Begun) else 0
             if not 0 < pictures < BATCH or alone:
                 yield from end(group)
                 group, pictures = [], 0

@@ -139,7 +139,7 @@ def image_size(source: Source) -> tuple[int, int]:
             return _open(source, None, False)[1]
     with file, _identified(file, name) as image:
         _check_size(*image.size, name)
-        return _turned(image, image.size)
+        return image.size if image.format == "TIFF" else _turned(image, image.size)  # Pillow turns those by itself
 
 
 def _open(source: Source, enough: Sizing | None, urls: bool) -> Opened:
@@ -176,6 +176,18 @@ def pixels_key(image: Image.Image) -> str:
 def opened(image: Lazy) -> Source:
     """The image, made if it is a function."""
     return image() if callable(image) else image
+
+
+def file_bytes(source: Source) -> Source:
+    """The bytes of an image file that a path names, which know its name; any other source as it is.
+
+    ImageError if they cannot be read.
+    """
+    if not isinstance(source, str | os.PathLike) or str(source).lower().startswith(("http://", "https://")):
+        return source
+    name = _name(source)
+    with _open_file(source, name) as file, _refusals(name):
+        return Named(file.read(), name)
 
 
 def _name(source: Any) -> str:

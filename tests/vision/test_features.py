@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,6 +16,8 @@ import timm
 import torch
 from PIL import Image
 
+from vision import encoder as encoding
+from vision import features
 from vision.backbone import load_backbone
 from vision.encoder import VisionEncoder, prepare
 from vision.features import FeatureCache, settings_key
@@ -62,11 +65,21 @@ def test_what_is_loaded_is_what_was_encoded(cache, picture):
 def test_an_image_is_encoded_once(cache, encoder, picture, tmp_path):
     path = tmp_path / "image.png"
     picture().save(path)
-    keys = {cache.add(picture()), cache.add(picture()), cache.add(path), cache.add(path.read_bytes())}
-    assert len(keys) == 1 and encoder.encoded == 1
+    assert cache.add(picture()) == cache.add(picture()) and encoder.encoded == 1
+    keys = {cache.add(path), cache.add(str(path)), cache.add(path.read_bytes())}
+    assert len(keys) == 1 and encoder.encoded == 2
     again = FeatureCache(encoder, tmp_path)
-    assert again.add(path) in keys and encoder.encoded == 1
-    assert cache.add(picture(seed=1)) not in keys and encoder.encoded == 2
+    assert again.add(path) in keys and next(again.add_all([path, picture()])) in keys and encoder.encoded == 2
+    assert cache.add(picture(seed=1)) not in keys and encoder.encoded == 3
+
+
+def test_a_file_that_is_known_is_not_decoded_again(cache, tmp_path, picture, monkeypatch):
+    path = tmp_path / "image.png"
+    picture().save(path)
+    key = cache.add(path)
+    monkeypatch.setattr(features, "prepare", None)
+    monkeypatch.setattr(encoding, "prepare", None)
+    assert cache.add(path) == key == next(cache.add_all([path]))
 
 
 def test_the_key_is_of_what_the_backbone_is_shown(picture):
@@ -202,6 +215,30 @@ def test_two_writers_leave_one_whole_file(tiny_vision, tmp_path, picture):
     ready = prepare(image, Pyramid(), "high")
     key = ready.key
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda cache: cache._write(ready, features), caches * 8))
+        list(pool.map(lambda cache: cache._write(image, ready, features), caches * 8))
     assert [path.name for path in files(tmp_path)] == [f"{key}.safetensors"]
     assert_same(caches[0].load(key), features)
+
+
+def test_what_was_not_used_for_longest_makes_room(encoder, tmp_path, picture):
+    """But not what was used a moment ago: somebody may be about to read it."""
+    cache = FeatureCache(encoder, tmp_path)
+    keys = [cache.add(picture(seed)) for seed in range(6)]
+    size, now = cache.size(keys[0]), time.time()
+    for age, key in enumerate(keys):
+        os.utime(cache._path(key), (now, now - 3600 * age))
+    cache.add(picture(5))  # the oldest, used again
+
+    FeatureCache(encoder, tmp_path, limit=7 * size)
+    assert len(files(tmp_path)) == 6
+    limited = FeatureCache(encoder, tmp_path, limit=4 * size)
+    left = {path.stem for path in files(tmp_path)}
+    assert left == {keys[0], keys[1], keys[5]}, "nine tenths of four"
+    for key in keys[:2]:
+        os.utime(cache._path(key), (now, now - 3600))
+    limited.add(picture(6))
+    assert {path.stem for path in files(tmp_path)} == left | {limited.add(picture(6))}
+    limited.add(picture(7))  # two new, each more than a twentieth: room is made
+    assert not {keys[0], keys[1]} <= {path.stem for path in files(tmp_path)}
+    FeatureCache(encoder, tmp_path, limit=0)
+    assert {path.stem for path in files(tmp_path)} >= {keys[5]}, "the young stay"

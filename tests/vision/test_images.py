@@ -22,7 +22,7 @@ from hypothesis.extra import numpy as arrays_of
 from PIL import Image, ImageDraw, ImageFile, ImageFont
 
 from vision import images
-from vision.images import ImageError, open_image, open_reduced
+from vision.images import ImageError, image_size, open_image, open_reduced
 from vision.tiles import cut_tiles, view_size
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -636,3 +636,27 @@ def test_text_that_was_decoded_smaller_is_as_sharp(size: tuple[int, int]) -> Non
     for tile, (left, top, right, bottom) in zip(tiles.pixels[1:], tiles.plan.boxes, strict=True):
         ours[top:bottom, left:right] = tile[:, : bottom - top, : right - left].permute(1, 2, 0).numpy()
     assert psnr(ours, bicubic) > psnr(lanczos, bicubic) - 1  # dB, at the least margin; more of it, and it is above
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF"])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_the_size_is_told_by_the_header(format: str, orientation: int, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(Image.new("RGB", (40, 30)), format, **({} if format in ("BMP", "GIF") else {"exif": exif}))
+    path = tmp_path / "image"
+    path.write_bytes(data)
+    wanted = open_image(data).size
+    for source in (path, str(path), data, Image.open(path), np.zeros((wanted[1], wanted[0], 3), dtype=np.uint8)):
+        assert image_size(source) == wanted
+
+
+def test_the_size_of_what_is_cut_short_is_told_still_and_of_what_is_no_image_is_not() -> None:
+    data = encoded(Image.new("RGB", (400, 300)), "PNG")
+    assert image_size(data[:200]) == (400, 300)
+    for broken in (b"", b"nothing", Path("nowhere.png"), "http://example.com/a.png", 3):
+        with pytest.raises(ImageError) as caught:
+            open_image(broken)  # type: ignore[arg-type]
+        with pytest.raises(ImageError) as sized:
+            image_size(broken)  # type: ignore[arg-type]
+        assert str(sized.value) == str(caught.value)
