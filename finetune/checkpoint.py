@@ -86,6 +86,14 @@ def load(folder: Path, model: MultimodalLM, optimizer: torch.optim.Optimizer) ->
     raise ValueError(f"{found[0].parent}: every checkpoint is damaged; put a whole one there, or --overwrite")
 
 
+def load_step(folder: Path, step: int, model: MultimodalLM) -> None:
+    """Puts back the weights that a step's checkpoint has. ValueError if it is damaged."""
+    (path,) = [path for path in checkpoints(folder) if step_of(path) == step]
+    if (kept := read(path)) is None:
+        raise ValueError(f"{path}: damaged, its bytes are not those that were written; --score.take last does without")
+    fill(model.saved(), kept["trained"])
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """Those of a run, the last first."""
     names = [path for path in (folder / CHECKPOINTS).glob("step-*.pt") if PATTERN.fullmatch(path.name)]

@@ -4,12 +4,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
+from mmlm.kinds import fits
+
 NAME = "config.yaml"
-FREE = ("train.log_every", "train.save_every")  # what a run may change when it is resumed
+# What a run may change when it is resumed: it learns the same.
+FREE = ("log_every", "save_every", "keep", "trackers", "broken", "passes", "recompute", "cache_gb")
 
 
 def within(interval: str, default: Any) -> Any:
@@ -152,6 +155,8 @@ def resolve(config: Any, given: Mapping[str, Any], where: str = "") -> Any:
 
 def convert(value: Any, kind: type, name: str) -> Any:
     """The value as its field's type; ValueError if it is none."""
+    if get_origin(kind) is list and is_dataclass(inner := get_args(kind)[0]):
+        return [one_config(inner, one, f"{name}[{number}]") for number, one in enumerate(listed(value))]
     if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
         try:
             return float(value)  # YAML 1.1 reads 1e-3 as a string
@@ -159,9 +164,26 @@ def convert(value: Any, kind: type, name: str) -> Any:
             pass
     elif kind is str and type(value) is int:
         return str(value)  # as YAML reads k: 5
-    elif type(value) is kind:
+    elif fits(value, kind):
         return value
-    raise ValueError(f"config field {name!r} takes {kind.__name__}, not {value!r}")
+    raise ValueError(f"config field {name!r} takes {name_of(kind)}, not {value!r}")
+
+
+def one_config(kind: Any, value: Any, name: str) -> Any:
+    """A config of a list of them: a mapping of its fields, or the value of its first one."""
+    if not isinstance(value, Mapping):
+        value = {fields(kind)[0].name: value}
+    return resolve(kind(), value, f"{name}.")
+
+
+def listed(value: Any) -> list[Any]:
+    """A list, or the one thing that a list was to have."""
+    return value if isinstance(value, list) else [value]
+
+
+def name_of(kind: Any) -> str:
+    """A type as people write it."""
+    return kind.__name__ if isinstance(kind, type) and get_origin(kind) is None else str(kind)
 
 
 def inside(value: float, interval: str) -> bool:
@@ -217,6 +239,17 @@ def read(config: Any, folder: Path) -> Any:
     return config
 
 
+def read_settings(config: Any, path: Path) -> Any:
+    """The config with the values of a YAML file in place of its own. ValueError, naming it, for one that is none."""
+    try:
+        given = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        if not isinstance(given, dict):
+            raise ValueError(f"{given!r} is no mapping of fields to values")
+        return resolve(config, given)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
 def has(given: Any, name: str) -> bool:
     """Do the nested values have one of this dotted name?"""
     for part in name.split("."):
@@ -229,7 +262,7 @@ def has(given: Any, name: str) -> bool:
 def check_resumable(config: Any, folder: Path) -> None:
     """ValueError if a setting is another than that of the run in the folder, and not one of `FREE`."""
     for (name, value), (_, kept) in zip(leaves(config), leaves(read(type(config)(), folder)), strict=True):
-        if value != kept and name not in FREE:
+        if value != kept and name.rpartition(".")[2] not in FREE:
             raise ValueError(
                 f"--{name} is {kept} in {folder / NAME}, not {value}: a run goes on with its own settings; "
                 f"leave --{name} out, or start over with --overwrite"

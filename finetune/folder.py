@@ -8,7 +8,8 @@ from finetune.config import NAME, write
 from mmlm.names import WEIGHTS
 
 CHECKPOINTS, METRICS, TROUBLE = "checkpoints", "metrics.jsonl", "trouble.jsonl"
-LOSS, REPORT, PAGE = SHOWN = ("loss.png", "report.json", "report.html")
+LOSS, REPORT, PAGE, SAMPLES = SHOWN = ("loss.png", "report.json", "report.html", "samples.html")
+SURVEYS = "data"  # a folder: what was found in each data set
 RUN = (CHECKPOINTS, METRICS, WEIGHTS)  # files of which any makes a folder a run's
 
 
@@ -24,7 +25,7 @@ def check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
                 f"{folder}: a run is there already; --resume goes on with it, --overwrite starts it over, "
                 "--run NAME makes another"
             )
-    elif folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - {NAME}):
+    elif folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - {NAME, SURVEYS}):
         raise FileExistsError(f"{folder}: something else is there; --run NAME makes the run in a folder of its own")
 
 
@@ -36,7 +37,8 @@ def has_run(folder: Path) -> bool:
 def start_folder(config: Any, folder: Path) -> None:
     """Makes the run's folder, removes what another run made, and writes the config."""
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    for name in (CHECKPOINTS, SURVEYS):
+        shutil.rmtree(folder / name, ignore_errors=True)
     for name in (METRICS, TROUBLE, WEIGHTS, *SHOWN):
         (folder / name).unlink(missing_ok=True)
     write(config, folder)

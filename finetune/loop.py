@@ -34,10 +34,12 @@ from mmlm.model import MultimodalLM
 from vision.features import FeatureCache
 
 MOST_WORDS = 1024
+MOST_IMAGES = 32  # of a batch that the adapter is prepared on
 FEW = 200  # samples, of which a share that is broken says something
 
-Score = Callable[[int], float]
-"""What the model is worth at a step: more is better. Called in every process."""
+Score = Callable[[int], dict[str, float]]
+"""What the model is worth at a step: "score", of which more is better, and what else is told. Called in every process.
+"""
 
 
 def train(
@@ -69,7 +71,7 @@ def train(
     world, rank, passes = accelerator.num_processes, accelerator.process_index, config.batch.passes
     collate = Collator(model, cache)
     if config.calibrate and not checkpoint.checkpoints(folder):
-        prepare(model, collate, mixture, config, world * passes)
+        prepare(model, collate, mixture, config)
     if config.recompute:
         model.gradient_checkpointing_enable()
     forward, optimizer = accelerator.prepare(model, adamw(checkpoint.learning(model), config.optim))
@@ -113,7 +115,7 @@ def train(
                 if config.trouble == "stop":
                     raise FloatingPointError(
                         f"step {step}: {why}, in a batch of {', '.join(names[:8])}{' ...' * (len(names) > 8)}: "
-                        "lower --train.optim.lr, look at those samples, or skip such batches with --train.trouble skip"
+                        "lower optim.lr, look at those samples, or skip such steps with trouble: skip"
                     )
                 progress.skipped += 1
             elif learnt:
@@ -129,11 +131,11 @@ def train(
             if score and due(progress.step, score_every, config.steps):
                 model.eval()
                 with metrics.pausing():
-                    value = score(progress.step)
+                    found = score(progress.step)
                 model.train()
-                metrics.scored(progress.step, value)
-                if best := progress.best is None or value > progress.best:
-                    progress.best, progress.best_step = value, progress.step
+                metrics.scored(progress.step, found)
+                if best := progress.best is None or found["score"] > progress.best:
+                    progress.best, progress.best_step = found["score"], progress.step
             if best or due(progress.step, config.save_every, config.steps):
                 checkpoint.save(folder, progress, model, optimizer, config.keep)
                 saved = progress.step
@@ -152,7 +154,7 @@ def check_broken(progress: Progress, config: TrainConfig) -> None:
     """ValueError if a greater share of the samples is broken than may be."""
     if progress.broken > config.broken * max(progress.seen, FEW):
         raise ValueError(
-            f"{progress.broken} of {progress.seen} samples are broken, more than --train.broken {config.broken}: "
+            f"{progress.broken} of {progress.seen} samples are broken, more than broken: {config.broken}; "
             f"{TROUBLE} in the run's folder names them; `mmlm data check` finds the others"
         )
 
@@ -166,23 +168,24 @@ def distrusted(loss: float, norm: float, progress: Progress, config: TrainConfig
     return ""
 
 
-def prepare(model: MultimodalLM, collate: Collator, mixture: Mixture, config: TrainConfig, parts: int) -> None:
-    """Fits the untrained adapter to the frozen parts, and teaches it words, on the first part of each of some steps.
+def prepare(model: MultimodalLM, collate: Collator, mixture: Mixture, config: TrainConfig) -> None:
+    """Fits the untrained adapter to the frozen parts, and teaches it words, on parts of the first steps.
 
-    Every process does all of it, and comes to the same.
+    Every process does all of it and comes to the same, however many there are.
     """
+    parts = -(-config.batch.images // MOST_IMAGES)
 
-    def first(step: int) -> list[Encoded]:
-        found = (read(mixture, name) for name in mixture.part(step, 0, parts))
+    def samples(number: int) -> list[Encoded]:
+        found = (read(mixture, name) for name in mixture.part(number // parts, number % parts, parts))
         return [entry for entry in found if isinstance(entry, Encoded)]
 
     steps = tqdm(range(config.calibrate), desc="calibrating", unit="batch")
     with plain_attention(model):  # as in training: batches may keep what the decoder made of a prefix
-        reach = calibrate(model, (send_to_device(collate(first(step)), model.device) for step in steps))
+        reach = calibrate(model, (send_to_device(collate(samples(step)), model.device) for step in steps))
     if config.words:
         steps = tqdm(range(config.words), desc="learning words", unit="batch")
         ids = sorted(word for word, _ in mixture.words().most_common(MOST_WORDS))
-        shown = (send_to_device(collate.shown(first(step)), model.device) for step in steps)
+        shown = (send_to_device(collate.shown(samples(step)), model.device) for step in steps)
         speak(model, learn_words(model, ids, shown, config.words), reach)
 
 

@@ -90,9 +90,10 @@ class Metrics:
         )
         self.write(METRICS, line)
 
-    def scored(self, step: int, value: float) -> None:
+    def scored(self, step: int, found: dict[str, float]) -> None:
         """Tells what the model was worth at a step."""
-        self.write(METRICS, {"step": step, "score": value})
+        self.write(METRICS, {"step": step, **found})
+        self.say(f"step {step}: " + ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
 
     def left_out(self, step: int, broken: list[str]) -> None:
         """Tells which samples of a step could not be read, and says so above the bar."""

@@ -5,7 +5,8 @@ import inspect
 import textwrap
 from argparse import SUPPRESS, ArgumentParser, Namespace
 from dataclasses import fields, is_dataclass
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from finetune.config import leaves, nested, resolve
 
@@ -13,7 +14,7 @@ from finetune.config import leaves, nested, resolve
 def add_fields(parser: ArgumentParser, config: Any, prefix: str = "") -> None:
     """Adds `--name VALUE` for every field of the config, and `--outer.name VALUE` for those of configs in it."""
     group = parser.add_argument_group(prefix.rstrip(".") or "settings")
-    said = docstrings(type(config))
+    said, kinds = docstrings(type(config)), get_type_hints(type(config))
     for entry in fields(config):
         value = getattr(config, entry.name)
         if is_dataclass(value):
@@ -21,7 +22,7 @@ def add_fields(parser: ArgumentParser, config: Any, prefix: str = "") -> None:
         else:
             help_ = f"{said.get(entry.name, '')} (default: {value})".replace("%", "%%")
             group.add_argument(
-                f"--{prefix}{entry.name}", metavar=type(value).__name__.upper(), default=SUPPRESS, help=help_
+                f"--{prefix}{entry.name}", metavar=metavar(kinds[entry.name]), default=SUPPRESS, help=help_
             )
 
 
@@ -31,8 +32,19 @@ def resolved(config: Any, args: Namespace) -> Any:
     return resolve(config, nested({name: value for name, value in vars(args).items() if name in names}))
 
 
+def metavar(kind: Any) -> str:
+    """What a field takes, as help writes it: FLOAT, STR, LIST."""
+    kind = next(iter(get_args(kind)), kind) if isinstance(kind, UnionType) else kind
+    return str((get_origin(kind) or kind).__name__).upper()
+
+
 def docstrings(kind: type) -> dict[str, str]:
-    """What stands below each field of a dataclass."""
+    """What stands below each field of a dataclass, and of those it is made from."""
+    return {name: words for base in reversed(kind.__mro__) if is_dataclass(base) for name, words in own(base).items()}
+
+
+def own(kind: type) -> dict[str, str]:
+    """What stands below each field that a dataclass has itself."""
     body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
     assert isinstance(body, ast.ClassDef)
     said = {}

@@ -12,6 +12,7 @@ def plot_loss(metrics: Path, picture: Path) -> None:
     from matplotlib import pyplot
 
     lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    lines = [line for line in lines if "loss" in line]  # not of scores
     steps = [line["step"] for line in lines]
     figure, (loss, gates) = pyplot.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     loss.plot(steps, [line["loss"] for line in lines], color="0.8", linewidth=1)

@@ -29,19 +29,19 @@ def everyone(items: list[str]) -> list[str]:
 def main_writes() -> Iterator[bool]:
     """A block in which the main process, to which it says True, writes, and the others wait for it.
 
-    OSError in all of them if it could not: none goes on with a run whose other half has ended.
+    If it could not, the others end, too: none goes on with a run whose other half has ended.
     """
-    state, failed = PartialState(), [""]
+    state, failed = PartialState(), [False]
     try:
         yield state.is_main_process
-    except OSError as error:
-        if state.num_processes == 1:
-            raise
-        failed = [str(error)]
-    if state.num_processes > 1:
-        broadcast_object_list(failed)
-        if failed[0]:
-            raise OSError(failed[0])
+    except (OSError, ValueError):
+        failed = [True]
+        raise
+    finally:
+        if state.num_processes > 1:
+            broadcast_object_list(failed)
+    if failed[0]:
+        raise SystemExit(1)  # the main process says why
 
 
 def check_alone() -> None:

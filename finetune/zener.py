@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eval.commands import sizes
-from finetune.config import resolve
+from finetune.config import read_settings
 from finetune.options import add_fields, resolved
 from finetune.zener_config import ZenerConfig
 from mmlm.cli import Parser, guarded
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def compare(args: Namespace) -> int:
     """Does what `main` was asked for, and writes report and plot into the folder."""
-    config = resolved(read(Path(args.settings)), args)
+    config = resolved(read_settings(ZenerConfig(), Path(args.settings)), args)
     try:
         sizes(config.k)
     except ArgumentTypeError as error:
@@ -52,20 +52,6 @@ def compare(args: Namespace) -> int:
         put(page, args.what, tables(report))
         plot_zener(curves, page.with_name(f"{page.stem}-{args.what}.png"))
     return 0
-
-
-def read(path: Path) -> ZenerConfig:
-    """Settings from a YAML file. ValueError, naming it, for one that is none."""
-    import yaml
-
-    try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        if not isinstance(given, dict):
-            raise ValueError(f"{given!r} is no mapping of fields to values")
-        config: ZenerConfig = resolve(ZenerConfig(), given)
-    except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
-    return config
 
 
 if __name__ == "__main__":

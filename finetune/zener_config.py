@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from finetune.config import BatchConfig, OptimConfig, TrainConfig, within
+from mmlm.names import DECODER, VISION
 
 
 @dataclass
@@ -49,9 +50,9 @@ class ZenerConfig:
 
     tokens: list = field(default_factory=lambda: ["pyramid", "square", "seven", "triple", "resampler"])
     """Names of `vision.TOKENS`: each is given the same budget."""
-    vision: str = "mmlm/efficientnet-lite0"
+    vision: str = VISION
     """The frozen backbone, as `from_parts` takes it."""
-    decoder: str = "mmlm/smollm2-135m-moe-4x2"
+    decoder: str = DECODER
     """The frozen decoder of what is tuned, as `from_parts` takes it."""
     k: str = "1-13"
     """Cards on a side, trained and scored: "1-13", "5" or "1-3,7,13"."""

@@ -6,11 +6,11 @@ from dataclasses import field
 from difflib import get_close_matches
 from math import inf
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin
+from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from mmlm.kinds import fits
 from mmlm.names import CAPTION_PROMPT, MARK
 from vision.ocr import check_name
 from vision.pyramid import Pyramid, parse_tokens
@@ -181,20 +181,6 @@ class AdapterConfig(PreTrainedConfig):
 
 FIELDS: dict[str, Any] = dict(AdapterConfig.__annotations__)
 """The type of each field, by name."""
-
-
-def fits(value: Any, kind: Any) -> bool:
-    """Is the value what a field's type says? A whole number is a float too; a bool is no number."""
-    inner = get_args(kind)
-    if kind is Any:
-        return True
-    if get_origin(kind) is list:
-        return isinstance(value, list) and all(fits(item, inner[0]) for item in value)
-    if get_origin(kind) is dict:
-        return isinstance(value, dict) and all(fits(item, inner[1]) for item in value.values())
-    if isinstance(kind, UnionType):
-        return any(fits(value, one) for one in inner)
-    return isinstance(value, int | float if kind is float else kind) and isinstance(value, bool) <= (kind is bool)
 
 
 def fit_config(

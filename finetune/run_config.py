@@ -1,0 +1,126 @@
+"""Settings of `mmlm finetune`; `configs/finetune.yaml` is one to begin with."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from finetune.config import TrainConfig, check_resumable, one_of, within
+from finetune.folder import check_folder
+from mmlm.names import DECODER, VISION
+
+
+@dataclass
+class DataConfig:
+    """One data set."""
+
+    path: str = ""
+    """File, folder, URL or hub id, as `mmlm.data.open_data` takes it."""
+    weight: float = within("(0, inf)", 1.0)
+    """Its share of the steps, beside other data sets."""
+    split: str | None = None
+    """Of a data set that has several."""
+    format: str | None = None
+    """Where looking at it does not tell: "jsonl", "tars", ..."""
+    images: str | None = None
+    """Folder that relative paths of images are relative to, where it is not the file's own."""
+    annotations: str | None = None
+    """Of VQAv2's questions, where they are not beside them."""
+    subset: str | None = None
+    """Of a data set of the hub that has several."""
+    urls: bool = False
+    """May images be fetched whose URLs are in rows?"""
+
+
+@dataclass
+class ModelConfig:
+    """What is trained: arguments of `MultimodalLM.from_parts`, where they are said."""
+
+    decoder: str = DECODER
+    """The frozen decoder: hub id, folder, or the embedded one."""
+    vision: str | list[str] = VISION
+    """The frozen backbone, "timm/NAME", "open_clip:NAME/TAG", a folder, or the embedded one; or several."""
+    adapter: str | None = None
+    """A saved adapter to begin with, folder or hub id; it names its own decoder and vision. None: an untrained one."""
+    every: int | None = None
+    """Every so many-th decoder layer has a gated block in front; None: four of the last third have."""
+    start: int | None = None
+    """The first layer that has one."""
+    layers: list[int] | None = None
+    """Or just these layers."""
+    tokens: str | None = None
+    """What the 85 and 170 embeddings are made of: "pyramid", "square", "seven", "triple" or "resampler"."""
+    detail: str | None = None
+    """Tiling: "high", "low" or "auto"."""
+    attend: str | None = None
+    """What a text token sees: the "latest" image before it, or "all"."""
+    image_last: bool | None = None
+    """Images stand after the question, not before it, where the data do not say."""
+    ff_factor: float | None = None
+    """Width of a block's feed-forward over the decoder's."""
+    system: str | None = None
+    """System message; "" is an empty one, None the chat template's own."""
+    lora: dict[str, Any] | None = None
+    """Low-rank adapters besides: fields of `peft.LoraConfig`."""
+    unfreeze: list[str] | None = None
+    """Patterns of what else is trained: "vision.*", "decoder.*norm*"."""
+    ocr: str | None = None
+    """What reads the text in images: "rapidocr"."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Other fields of `AdapterConfig`."""
+    decoder_kwargs: dict[str, Any] = field(default_factory=dict)
+    """For transformers' `from_pretrained`: dtype, device_map, quantization_config, ..."""
+
+
+@dataclass
+class ScoreConfig:
+    """What the model is asked while it learns, and at the end."""
+
+    every: int = within("[1, inf)", 200)
+    """Steps between scores."""
+    by: str = one_of("loss", "caption", "vqa")
+    """What makes a checkpoint the best: the lowest loss, the highest CIDEr or the highest VQA accuracy."""
+    take: str = one_of("last", "best")
+    """Which weights are saved at the end."""
+    samples: int = within("[1, inf)", 200)
+    """Held-out samples, at the most, drawn by the seed."""
+    cards: int = within("[0, inf)", 24)
+    """Of them on samples.html, with what the model says to each."""
+
+
+@dataclass
+class RunConfig(TrainConfig):
+    """One run of `mmlm finetune`."""
+
+    data: list[DataConfig] = field(default_factory=list)
+    """What is learnt: a data set, or several with weights."""
+    held_out: list[DataConfig] = field(default_factory=list)
+    """What is scored and never learnt; empty: nothing is."""
+    steps: int = within("[0, inf)", 0)
+    """Optimizer steps; 0: as many as `epochs` come to."""
+    epochs: float = within("(0, inf)", 1.0)
+    """How often every image comes, if `steps` is 0."""
+    longest: int = within("[1, inf)", 2048)
+    """Tokens of a sample, at the most; longer ones are left out and told."""
+    seed: int = within("[0, inf)", 0)
+    """Of all that is drawn at random."""
+    cache_gb: float = within("[0, inf)", 50.0)
+    """What features of images may take on the disk; those not used for longest make room."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+
+
+def check_run(config: RunConfig, folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """Errors that can be told before anything is loaded: FileExistsError or ValueError.
+
+    Args:
+        folder, resume, overwrite: as in `finetune.run.finetune`.
+    """
+    check_folder(folder, resume=resume, overwrite=overwrite)
+    if resume:
+        check_resumable(config, folder)
+    if not config.data:
+        raise ValueError("data: nothing to learn from; name a folder, a file or a hub id: --data pairs/")
+    for name in ("data", "held_out"):
+        for number, one in enumerate(getattr(config, name)):
+            if not one.path:
+                raise ValueError(f"{name}[{number}]: a data set without its path; give it one")
