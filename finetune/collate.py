@@ -24,7 +24,9 @@ class Collator:
     """Makes batches of samples, whose features are in the cache."""
 
     def __init__(self, model: MultimodalLM, cache: FeatureCache) -> None:
-        self.model, self.cache, self.below = model, cache, Below(model)
+        self.model, self.cache = model, cache
+        self.below: Below | None = Below(model)
+        """What the lower layers made of texts; None: they are run anew for each batch."""
 
     def __call__(self, chosen: Sequence[Encoded], coming: Iterable[Sequence[Encoded]] = ()) -> dict[str, Any]:
         """Samples -> what `learnt_loss` takes. It is good for one forward.
@@ -38,11 +40,9 @@ class Collator:
         """
         if not any(entry.images for entry in chosen):
             chosen = [*chosen, self.company()]
-        texts = self.texts(chosen)
-        if self.below.usable and not self.below.keeps(texts):
-            texts = list(texts)
+        if self.below and self.below.usable and not self.below.keeps(texts := texts_of(chosen)):
             for batch in coming:
-                texts += self.texts(batch)
+                texts += texts_of(batch)
                 if len(texts) > self.below.most // 4:  # of two pieces each: the first must still be kept then
                     break
             self.below.states(texts)
@@ -54,10 +54,6 @@ class Collator:
         end = self.model.processor.tokenizer.eos_token_id or 0
         return Encoded("", "", "", (key,), Marked([end, end], [0, 0]))
 
-    def texts(self, chosen: Sequence[Encoded]) -> list[Parts]:
-        """The texts of samples, parted where they stop to be blind and where answers start."""
-        return [entry.split(entry.blind) for entry in chosen]
-
     def shown(self, chosen: Sequence[Encoded]) -> dict[str, Any]:
         """What samples show, as media, and teach of it: `labels` [R, L], the answers. No decoder is run."""
         chosen = [entry for entry in chosen if entry.images]
@@ -67,6 +63,11 @@ class Collator:
         labels = pad_sequence(answers, batch_first=True, padding_value=IGNORED)
         index = torch.zeros(len(chosen), 1, dtype=torch.int64)
         return media_of(self.cache, [entry.images for entry in chosen], index) | {"labels": labels}
+
+
+def texts_of(chosen: Sequence[Encoded]) -> list[Parts]:
+    """The texts of samples, parted where they stop to be blind and where answers start."""
+    return [entry.split(entry.blind) for entry in chosen]
 
 
 def batch_of(

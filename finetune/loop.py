@@ -74,6 +74,10 @@ def train(
         prepare(model, collate, mixture, config)
     if config.recompute:
         model.gradient_checkpointing_enable()
+    if accelerator.is_fsdp2:
+        # the eyes stay whole in each process: they look at other images, and by themselves
+        accelerator.state.fsdp_plugin.ignored_modules = [model.vision]
+        collate.below = None  # so does what is made of texts before: layers run in all processes at once, or not at all
     forward, optimizer = accelerator.prepare(model, adamw(checkpoint.learning(model), config.optim))
     learning = [parameter for _, parameter in checkpoint.learning(model)]
     progress = checkpoint.load(folder, model, optimizer)

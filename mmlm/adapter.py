@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.functional import pad
 
 from mmlm.block import GatedBlock, RMSNorm, Whiten, at_least_fp32
@@ -70,9 +71,13 @@ class Adapter(nn.Module):
         return media + pad(self.images, (0, 0, 1, 0)).index_select(0, place)
 
     def gates(self) -> dict[str, float]:
-        """tanh of every gate, by name: how far each is open."""
-        return {
-            f"{i}.{kind}": torch.tanh(gate.detach()).item()
+        """tanh of every gate, by name: how far each is open. To be called in every process of a sharded model."""
+        gates = {
+            f"{i}.{kind}": gate.detach()
             for i, block in enumerate(self.blocks)
             for kind, gate in (("attention", block.attention_gate), ("ff", block.ff_gate))
+        }
+        return {
+            name: torch.tanh(gate.full_tensor() if isinstance(gate, DTensor) else gate).item()
+            for name, gate in gates.items()
         }

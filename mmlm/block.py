@@ -93,8 +93,8 @@ class GatedBlock(nn.Module):
         self.down = nn.Linear(inner, D, bias=False)
         self.scale: Tensor  # deviation of each channel of the decoder's hidden states: the unit of what is added
         self.register_buffer("scale", torch.ones(D))
-        self.attention_gate = nn.Parameter(torch.zeros(()))
-        self.ff_gate = nn.Parameter(torch.zeros(()))
+        self.attention_gate = nn.Parameter(torch.zeros(1))  # sharding takes no scalars
+        self.ff_gate = nn.Parameter(torch.zeros(1))
         self.kept: Folded | None = None
 
     def __getstate__(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from mmlm.names import CAPTION_PROMPT, MARK
 from vision.ocr import check_name
 from vision.pyramid import Pyramid, parse_tokens
 
-FORMAT = 4
+FORMAT = 5
 FOUND = ("fingerprint", "weights", "hidden", "channels", "format")  # no settings: they follow from the parts, or saving
 # Of any weights:
 FREE = ("detail", "system", "caption_prompt", "mark", "image_last", "ocr", "ocr_tokens", "data", "scores")

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 
 from mmlm import store
@@ -95,9 +96,11 @@ class Pretrained(PreTrainedModel, GenerationMixin):
     def check_frozen(self) -> None:
         """ValueError if frozen weights are no longer those that the model was made with, on which it would be loaded.
 
-        Those that have LoRA are not, once it was merged, and those that were cast to another dtype need not be.
+        Those that have LoRA are not, once it was merged, and those that were cast to another dtype need not be. Those
+        that are sharded over several processes are not looked at.
         """
-        if self.config.lora is not None or self.frozen_dtypes() != self.dtypes:
+        sharded = any(isinstance(parameter, DTensor) for parameter in self.parameters())
+        if self.config.lora is not None or self.frozen_dtypes() != self.dtypes or sharded:
             return
         found = fingerprints(self, self.config.unfreeze)
         self.config.fingerprint = self.config.fingerprint or found  # made without weights, it has none yet
