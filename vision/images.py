@@ -10,7 +10,7 @@ import os
 import re
 import urllib.request
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, nullcontext
 from http.client import HTTPException
 from threading import RLock
@@ -158,6 +158,11 @@ def pixels_key(image: Image.Image) -> str:
 def opened(image: Lazy) -> Source:
     """The image, made if it is a function."""
     return image() if callable(image) else image
+
+
+def identity(image: Lazy) -> Hashable:
+    """What tells an image from others, without opening it: itself, or for arrays and PIL images their place."""
+    return image if isinstance(image, Hashable) else id(image)
 
 
 def _name(source: Any) -> str:

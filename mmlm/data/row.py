@@ -12,7 +12,6 @@ its "image", "path" or "url" in it. Every assistant's message is learnt, unless 
 "id", "references" and "kind" are those of the sample; all else is left aside.
 """
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -86,7 +85,7 @@ class RowReader:
                     "(--urls), or download it first"
                 )
             return Remote(value)
-        return os.path.join(self.folder, value)
+        return str(Path(self.folder, value))
 
     def chat(self, messages: list[Any], field: str) -> tuple[list[Turn], list[Lazy]]:
         """Messages -> turns, and the images that are in them."""
@@ -194,8 +193,3 @@ def brief(value: Any) -> str:
     """A value in a message, not at length."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def folder_of(path: Path, images: str | os.PathLike[str] | None) -> str:
-    """That relative paths of images in a file are relative to: the file's own, unless one is named."""
-    return str(path.parent if images is None else Path(images))

@@ -76,7 +76,7 @@ class Vqa(Rows):
         others = tuple(string(one.get("answer"), "answer") for one in found.get("answers", []))
         given = found.get("multiple_choice_answer")
         given = Counter(others).most_common(1)[0][0] if given is None and others else given
-        shown = os.path.join(self.folder, self.pattern.format(image))
+        shown = str(Path(self.folder, self.pattern.format(image)))
         answer = learnt(given, "multiple_choice_answer")
         return Sample.pair(
             str(row.get("question_id")), (shown,), question, answer, others, str(found.get("answer_type", ""))
