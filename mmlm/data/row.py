@@ -12,6 +12,7 @@ its "image", "path" or "url" in it. Every assistant's message is learnt, unless 
 "id", "references" and "kind" are those of the sample; all else is left aside.
 """
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -146,6 +147,18 @@ def row_of(sample: Sample, images: Sequence[str]) -> dict[str, Any]:
     if sample.references:
         row["references"] = list(sample.references)
     return row | ({"kind": sample.kind} if sample.kind else {})
+
+
+def parsed(text: bytes) -> Any:
+    """A row's JSON. ValueError, with the mend, if it is none."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON ({error.msg} at character {error.pos + 1}); mend it, or take it out") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 ({error.reason}); save the file as UTF-8") from error
+    except RecursionError as error:
+        raise ValueError("not JSON of a row, but nested without end; take it out") from error
 
 
 def answers_of(row: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
