@@ -31,9 +31,10 @@ from finetune.scenes import CREDIT
 from mmlm import zoo
 from mmlm.decoder import active_parameters
 from mmlm.model import MultimodalLM
-from mmlm.samples import Sample, encode_images, identity
+from mmlm.samples import Sample, encode_images
 from vision.features import FeatureCache
 from vision.files import write_json
+from vision.images import identity
 
 VQA = {"easy_vqa": "easy-VQA", "easy_vqa_redrawn": "easy-VQA redrawn"}  # test sets, and what people read
 CAPTIONS = {"shapes": "shapes redrawn", "scenes": "scenes"}

@@ -1,6 +1,6 @@
 """Samples on their way to the model: their images as keys in the feature cache, their turns as tokens."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 from torch import Tensor
@@ -12,12 +12,7 @@ from mmlm.model import MultimodalLM
 from mmlm.processor import Marked
 from mmlm.turns import read_turns
 from vision.features import FeatureCache
-from vision.images import ImageError, Lazy, opened
-
-
-def identity(image: Lazy) -> Hashable:
-    """What tells an image from others, without opening it: itself, or for arrays and PIL images their place."""
-    return image if isinstance(image, Hashable) else id(image)
+from vision.images import ImageError, identity, opened
 
 
 def encode_images(cache: FeatureCache, samples: Sequence[Sample], say: str) -> list[tuple[str, ...]]:

@@ -10,7 +10,7 @@ import os
 import re
 import urllib.request
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, nullcontext
 from http.client import HTTPException
 from threading import RLock
@@ -188,6 +188,11 @@ def file_bytes(source: Source) -> Source:
     name = _name(source)
     with _open_file(source, name) as file, _refusals(name):
         return Named(file.read(), name)
+
+
+def identity(image: Lazy) -> Hashable:
+    """What tells an image from others, without opening it: itself, or for arrays and PIL images their place."""
+    return image if isinstance(image, Hashable) else id(image)
 
 
 def _name(source: Any) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mmlm.data.row import RowReader
+from mmlm.data.row import RowReader, parsed
 from mmlm.data.rows import Rows
 from mmlm.data.sample import Sample
 
@@ -45,13 +45,7 @@ class Lines(Rows):
         with self.path.open("rb") as file:
             file.seek(start)
             text = file.read(stop - start)
-        try:
-            row = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"not JSON ({error.msg} at character {error.pos + 1}); mend it, or take it out") from error
-        except UnicodeDecodeError as error:
-            raise ValueError(f"not UTF-8 ({error.reason}); save the file as UTF-8") from error
-        return self.reader(row, str(named))
+        return self.reader(parsed(text), str(named))
 
 
 def open_lines(name: str, path: Path, reader: RowReader) -> Lines:

@@ -12,7 +12,7 @@ its "image", "path" or "url" in it. Every assistant's message is learnt, unless 
 "id", "references" and "kind" are those of the sample; all else is left aside.
 """
 
-import os
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -86,7 +86,7 @@ class RowReader:
                     "(--urls), or download it first"
                 )
             return Remote(value)
-        return os.path.join(self.folder, value)
+        return str(Path(self.folder, value))
 
     def chat(self, messages: list[Any], field: str) -> tuple[list[Turn], list[Lazy]]:
         """Messages -> turns, and the images that are in them."""
@@ -149,6 +149,18 @@ def row_of(sample: Sample, images: Sequence[str]) -> dict[str, Any]:
     return row | ({"kind": sample.kind} if sample.kind else {})
 
 
+def parsed(text: bytes) -> Any:
+    """A row's JSON. ValueError, with the mend, if it is none."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON ({error.msg} at character {error.pos + 1}); mend it, or take it out") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 ({error.reason}); save the file as UTF-8") from error
+    except RecursionError as error:
+        raise ValueError("not JSON of a row, but nested without end; take it out") from error
+
+
 def answers_of(row: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
     """The answer that is learnt, and all that are right, of a row with "answer", "answers" or both."""
     others = [
@@ -194,8 +206,3 @@ def brief(value: Any) -> str:
     """A value in a message, not at length."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def folder_of(path: Path, images: str | os.PathLike[str] | None) -> str:
-    """That relative paths of images in a file are relative to: the file's own, unless one is named."""
-    return str(path.parent if images is None else Path(images))

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmlm.data.folder import is_image
-from mmlm.data.row import RowReader, learnt
+from mmlm.data.row import RowReader, learnt, parsed
 from mmlm.data.rows import Rows
 from mmlm.data.sample import Sample
 from mmlm.names import home
@@ -108,11 +108,7 @@ class Shards(Rows):
             said = learnt(text_of(named["txt"]).removesuffix("\n").removesuffix("\r"), "txt")
             return Sample.pair(key, images, self.reader.prompt, said, (said,), "caption")
         if "json" in named:
-            try:
-                row = json.loads(text_of(named["json"]))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"json: not JSON ({error.msg}); mend it, or take the sample out") from error
-            return self.reader(row, key, images)
+            return self.reader(parsed(named["json"].read()), key, images)
         raise ValueError(f"no .txt and no .json in it, so that nothing is said; it has {', '.join(named)}")
 
 
@@ -165,7 +161,7 @@ def make_index(path: Path, size: int) -> Index:
                     last = key
                 which = suffixes.setdefault(suffix.lower(), len(suffixes))
                 members.append((which, member.offset_data, member.size))
-    except tarfile.ReadError as error:
+    except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:  # damaged headers raise any of them
         raise ValueError(
             f"{path}: no tar, packed, or not whole ({error}); fetch it again, and unpack a .tar.gz"
         ) from error

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from mmlm.data.lines import BOM, SPACE, Lines, array_spans
-from mmlm.data.row import RowReader, brief, learnt, string
+from mmlm.data.row import RowReader, brief, learnt, listed, string
 from mmlm.data.rows import Rows
 from mmlm.data.sample import Sample
 
-JSON = ("llava", "json", "coco", "vqa")  # formats of such files; "json" is an array of rows as in JSONL
+PARTS = ("images", "annotations", "questions")  # of COCO and VQAv2
+IDS = ("id", "image_id", "question_id")  # of what is in them
 
 
 class Coco(Rows):
@@ -73,10 +74,13 @@ class Vqa(Rows):
         found = self.answers.get(row.get("question_id"))
         if found is None:
             raise ValueError("no annotation has its question_id; name the annotations that belong to these questions")
-        others = tuple(string(one.get("answer"), "answer") for one in found.get("answers", []))
+        others = tuple(
+            string(one.get("answer") if isinstance(one, dict) else one, "answers")
+            for one in listed(found.get("answers", []), "answers")
+        )
         given = found.get("multiple_choice_answer")
         given = Counter(others).most_common(1)[0][0] if given is None and others else given
-        shown = os.path.join(self.folder, self.pattern.format(image))
+        shown = str(Path(self.folder, self.pattern.format(image)))
         answer = learnt(given, "multiple_choice_answer")
         return Sample.pair(
             str(row.get("question_id")), (shown,), question, answer, others, str(found.get("answer_type", ""))
@@ -110,8 +114,8 @@ def open_json(
             kind = "llava" if isinstance(first, dict) and "conversations" in first else "json"
             return Lines(name, kind, path, spans, read_by(own), "row")
         whole = json.loads(text[text.startswith(BOM) :])
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg}); fetch or export it again") from error
+    except (ValueError, RecursionError) as error:
+        raise no_json(path, error) from error
     del text
     parts = {part: whole[part] for part in PARTS if isinstance(whole, dict) and isinstance(whole.get(part), list)}
     notes = parts.get("annotations", [])
@@ -129,9 +133,6 @@ def open_json(
         f"{path}: of no known format ({fields}); it takes an array of rows (LLaVA's, or as in JSONL), COCO's captions "
         "(images, annotations with a caption each), or VQAv2's questions"
     )
-
-
-PARTS = ("images", "annotations", "questions")
 
 
 def open_coco(
@@ -169,10 +170,11 @@ def open_vqa(
             )
         annotations = beside
     other = Path(annotations)
+    text = read_text(other)
     try:
-        notes = json.loads(read_text(other).removeprefix(BOM))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{other}, line {error.lineno}: not JSON ({error.msg}); fetch or export it again") from error
+        notes = json.loads(text.removeprefix(BOM))
+    except (ValueError, RecursionError) as error:
+        raise no_json(other, error) from error
     if not isinstance(notes, dict) or not isinstance(notes.get("annotations"), list):
         raise ValueError(f"{other}: no annotations of VQAv2; it takes {{'annotations': [...]}}")
     answers = {one.get("question_id"): one for one in objects(other, "annotations", notes["annotations"])}
@@ -209,11 +211,20 @@ def locate(path: Path, names: Sequence[str], split: str, images: str | os.PathLi
 
 
 def objects(path: Path, field: str, values: list[Any]) -> list[dict[str, Any]]:
-    """A list of objects. ValueError for another value in it."""
+    """A list of objects, whose ids are numbers or texts. ValueError for another value in it."""
     for number, value in enumerate(values):
+        where = f"{path}, {field}[{number}]"
         if not isinstance(value, dict):
-            raise ValueError(f"{path}, {field}[{number}]: {brief(value)} is no object; fetch or export it again")
+            raise ValueError(f"{where}: {brief(value)} is no object; fetch or export it again")
+        for name in IDS:
+            if not isinstance(id := value.get(name), int | str | None):
+                raise ValueError(f"{where}: {name} {brief(id)} is no number; fetch or export it again")
     return values
+
+
+def no_json(path: Path, error: Exception) -> ValueError:
+    where, why = (f", line {error.lineno}", error.msg) if isinstance(error, json.JSONDecodeError) else ("", str(error))
+    return ValueError(f"{path}{where}: not JSON ({why}); fetch or export it again")
 
 
 def read_text(path: Path) -> str:

@@ -18,6 +18,9 @@ ROOT = Path(__file__).parents[2]
 COMMAND_LINE = """\
 mmlm ask IMAGE QUESTION --model --max-new-tokens --ocr
 mmlm caption IMAGE... --model --max-new-tokens --ocr
+mmlm data check DATA... --split --format --images --annotations --subset --prompt --urls --model --decoder --near --json
+mmlm data prune DATA OUT --split --format --images --annotations --subset --prompt --urls \
+--near --images-alone --clip --least
 mmlm eval zener MODEL --k --cards --limit --seed --size --out
 mmlm info [MODEL] --vision --tokens --every --start --kv-heads
 mmlm quickstart --run --resume --overwrite \
@@ -130,7 +133,7 @@ def test_help_lists_the_verbs_without_torch():
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, text=True, capture_output=True)
     assert (done.returncode, done.stderr) == (0, "")
-    for verb in ("ask", "caption", "eval", "info", "quickstart", "upcycle"):
+    for verb in ("ask", "caption", "data", "eval", "info", "quickstart", "upcycle"):
         assert f"\n  {verb} " in done.stdout
     assert "broken" not in done.stdout
 

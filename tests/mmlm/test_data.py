@@ -79,6 +79,15 @@ def holds(rows, wanted, format):
     return True
 
 
+def refusal(path, **how):
+    """What is said of a source that cannot be opened; "read", if its rows are samples, or errors."""
+    try:
+        rows = open_data(path, **how)
+    except ValueError as error:
+        return str(error)
+    return "read" if all(isinstance(one, Sample | SampleError) for one in rows.each()) else ""
+
+
 def caption(id, image, text, references=None):
     return Sample.pair(id, (image,), CAPTION_PROMPT, text, references or (text,), "caption")
 
@@ -423,7 +432,7 @@ def test_questions_without_annotations(here, png):
     with pytest.raises(ValueError, match=r"its images are not found; looked for COCO_val2014_000000000100\.jpg or"):
         open_data(path, annotations="notes.json")
     (here / "100.png").write_bytes(png())
-    assert open_data(path, annotations="notes.json", images=".")[0].images == ("./100.png",)
+    assert open_data(path, annotations="notes.json", images=".")[0].images == ("100.png",)
     with pytest.raises(ValueError, match=r"notes\.json: VQAv2's annotations, and the questions are in another file"):
         open_data("notes.json")
     other = write_json(here / "other.json", {"annotations": [{"question_id": 5}]})
@@ -451,6 +460,70 @@ def test_json_of_no_format(text, words, here):
     (here / "x.json").write_text(text)
     with pytest.raises(ValueError, match=words):
         open_data("x.json")
+
+
+fields = st.sampled_from(
+    [
+        "id",
+        "image_id",
+        "question_id",
+        "file_name",
+        "caption",
+        "question",
+        "answers",
+        "multiple_choice_answer",
+        "answer_type",
+        "text",
+        "image",
+        "images",
+        "messages",
+        "conversations",
+        "role",
+        "content",
+        "from",
+        "value",
+        "learnt",
+        "weight",
+        "type",
+        "references",
+        "kind",
+        "data_subtype",
+    ]
+)
+odd = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-1, 3)
+    | st.floats()
+    | st.sampled_from(["", "<image>", "assistant", "text"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(fields, inner, max_size=4),
+    max_leaves=12,
+)
+objects = st.lists(st.dictionaries(fields, odd, max_size=5), max_size=3)
+
+
+@given(
+    row=odd,
+    whole=st.fixed_dictionaries({}, optional=dict.fromkeys(["images", "annotations", "questions"], objects | odd)),
+)
+def test_whatever_a_file_holds_is_read_or_refused(row, whole, tmp_path_factory):
+    """With a ValueError: what is broken is told, and is no bug."""
+    folder = tmp_path_factory.mktemp("odd")
+    (folder / "x.jsonl").write_text(json.dumps(row))
+    for name in ("v2_OpenEnded_mscoco_questions.json", "v2_mscoco_annotations.json", "x.json"):
+        (folder / name).write_text(json.dumps(whole if "v2" in name else [row]))
+    for path in folder.iterdir():
+        assert refusal(path, images=folder).startswith((str(folder), "read"))
+
+
+@pytest.mark.parametrize("text", ["[" * 10**5, '{"a":' * 10**5, "9" * 10**5, '[{"text": 1' + "0" * 10**4 + "}]"])
+def test_json_that_python_does_not_take(text, here):
+    (here / "x.json").write_text(text)
+    (here / "x.jsonl").write_text(text)
+    with pytest.raises(ValueError, match=r"x\.json"):
+        open_data("x.json")[0]
+    with pytest.raises(SampleError, match=r"x\.jsonl, line 1"):
+        open_data("x.jsonl")[0]
 
 
 # -- tars -------------------------------------------------------------------------------------------------------------
@@ -491,7 +564,7 @@ def test_tars(here, png):
     for number, words in {
         2: r"data-01\.tar: 3: no \.txt and no \.json in it, so that nothing is said; it has webp, cls",
         4: r"data-02\.tar: 5: 5\.txt: not UTF-8",
-        5: r"data-02\.tar: 6: json: not JSON",
+        5: r"data-02\.tar: 6: not JSON",
     }.items():
         with pytest.raises(SampleError, match=words):
             rows[number]
@@ -511,10 +584,9 @@ def test_tars(here, png):
 def test_a_tar_is_walked_through_once(here, png, monkeypatch):
     path = write_tar(here / "a.tar", {"1.png": png(), "1.txt": b"one"})
     first = open_data(path)
-    monkeypatch.setattr(tarfile, "open", None)
-    assert list(open_data(path)) == list(first)
-    monkeypatch.undo()
-    monkeypatch.setenv("MMLM_HOME", str(here / "home"))
+    with monkeypatch.context() as patch:
+        patch.setattr(tarfile, "open", None)
+        assert list(open_data(path)) == list(first)
     write_tar(path, {"1.png": png(), "1.txt": b"another", "2.txt": b"more"})
     assert [sample.answer for sample in open_data(path)] == ["another", "more"]
 
@@ -532,6 +604,17 @@ def test_a_tar_that_is_not_whole(here, png):
     (here / "a.tar").unlink()
     with pytest.raises(SampleError, match=r"a\.tar: 1: .*cannot be read"):
         rows[0]
+
+
+@given(changes=st.lists(st.tuples(st.integers(0, 3000), st.binary(min_size=1, max_size=9)), min_size=1, max_size=4))
+def test_whatever_a_tar_holds_is_read_or_refused(changes, tmp_path_factory):
+    path = tmp_path_factory.mktemp("odd") / "a.tar"
+    write_tar(path, {"1.png": b"x" * 700, "1.txt": b"one", f"{'long' * 40}.json": b'{"text": "two"}'})
+    data = bytearray(path.read_bytes())
+    for place, change in changes:
+        data[place : place + len(change)] = change
+    path.write_bytes(data)
+    assert refusal(path).startswith((str(path), "read"))
 
 
 def test_an_image_in_a_tar_is_named_when_it_is_broken(here):
