@@ -162,8 +162,8 @@ def convert(value: Any, kind: type, name: str) -> Any:
             return float(value)  # YAML 1.1 reads 1e-3 as a string
         except (ValueError, OverflowError):
             pass
-    elif kind is str and type(value) is int:
-        return str(value)  # as YAML reads k: 5
+    elif kind is str and (value is None or type(value) is int):
+        return "" if value is None else str(value)  # as YAML reads k: and k: 5
     elif fits(value, kind):
         return value
     raise ValueError(f"config field {name!r} takes {name_of(kind)}, not {value!r}")

@@ -46,8 +46,11 @@ def test_where_no_run_is_none_is_resumed(tmp_path):
 
 
 def test_overwriting_removes_what_a_run_made_and_nothing_else(tmp_path):
-    for name in ("checkpoints", METRICS, "model.safetensors", "report.json", "notes.txt"):
+    for name in (METRICS, "trouble.jsonl", "model.safetensors", "report.json", "samples.html", "notes.txt"):
         (tmp_path / name).write_text("old")
+    for name in ("checkpoints", "data"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("old")
     start_folder(QuickstartConfig(seed=3), tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"notes.txt", "config.yaml"}
     assert read(QuickstartConfig(), tmp_path).seed == 3

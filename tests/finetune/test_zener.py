@@ -12,7 +12,7 @@ from PIL import Image
 from eval.commands import sizes
 from finetune import compare, zener
 from finetune.compare import curriculum
-from finetune.config import leaves, resolve
+from finetune.config import leaves, read_settings, resolve
 from finetune.page import put, tables
 from finetune.zener_config import TuneConfig, ZenerConfig
 from mmlm import zoo
@@ -35,7 +35,7 @@ SMALL = {
 
 
 def test_the_shipped_settings_are_settings():
-    config = zener.read(SHIPPED)
+    config = read_settings(ZenerConfig(), SHIPPED)
     assert sizes(config.k) == list(range(1, 14))
     assert all(AdapterConfig(tokens=name).pyramid for name in config.tokens)
     assert config.vision == zoo.VISION and config.decoder == zoo.DECODER
@@ -82,7 +82,7 @@ def test_lessons_cost_about_the_same_and_small_grids_come_often(ks, cards, favor
 def test_settings_that_do_not_fit_are_told(text, said, tmp_path):
     (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises(ValueError, match=f"(?s)mine.yaml: .*{said}"):
-        zener.read(tmp_path / "mine.yaml")
+        read_settings(ZenerConfig(), tmp_path / "mine.yaml")
 
 
 def test_grids_that_are_none_are_told(tmp_path, capsys):

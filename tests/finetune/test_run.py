@@ -1,0 +1,282 @@
+"""`mmlm finetune` on real files: from a folder of pairs to an adapter, whatever happens on the way."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from PIL import Image, ImageDraw
+from safetensors.torch import load_file
+
+import mmlm
+from finetune.checkpoint import checkpoints, read, step_of
+from finetune.folder import METRICS
+from mmlm import cli
+
+ROOT = Path(__file__).parents[2]
+COLORS, SHAPES = ("red", "green", "blue", "gold"), ("circle", "square", "bar")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def home(tmp_path_factory):
+    """A cache folder of its own, for these tests and the processes that they start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MMLM_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("PYTHONPATH", str(ROOT))
+        yield
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory, tiny_decoder, tokenizer):
+    """A small decoder and a small backbone, as folders, and the settings that name them."""
+    folder = tmp_path_factory.mktemp("parts")
+    tiny_decoder().save_pretrained(folder / "decoder")
+    tokenizer.save_pretrained(folder / "decoder")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = timm.create_model("test_efficientnet")
+    timm.models.save_for_hf(network, folder / "vision", model_config={"num_classes": 1000})
+    return {"decoder": str(folder / "decoder"), "vision": str(folder / "vision"), "start": 3, "every": 2}
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """A folder of twelve drawn shapes and their captions."""
+    folder = tmp_path_factory.mktemp("data") / "pairs"
+    folder.mkdir()
+    for number, (color, shape) in enumerate((color, shape) for color in COLORS for shape in SHAPES):
+        picture = Image.new("RGB", (96 + 32 * (number % 3), 96), "white")
+        draw, box = ImageDraw.Draw(picture), (10, 40, 86, 56) if shape == "bar" else (20, 20, 76, 76)
+        (draw.ellipse if shape == "circle" else draw.rectangle)(box, fill=color)
+        picture.save(folder / f"{number:02}.png")
+        (folder / f"{number:02}.txt").write_text(f"a {color} {shape}\n")
+    return folder
+
+
+@pytest.fixture
+def write(tmp_path, parts, pairs):
+    """Writes a config, and returns the words of a command that names it: write(**settings)."""
+
+    def write_(folder="run", **settings):
+        whole = {
+            "data": str(pairs),
+            "model": parts,
+            "steps": 8,
+            "save_every": 3,
+            "log_every": 2,
+            "calibrate": 2,
+            "words": 4,
+            "batch": {"images": 4},
+        }
+        path = tmp_path / "config.yaml"
+        path.write_text(json.dumps(whole | settings))  # JSON is YAML
+        return [str(path), "--run", str(tmp_path / folder)]
+
+    return write_
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+
+
+def weights(folder):
+    return (folder / "model.safetensors").read_bytes()
+
+
+def test_from_a_folder_of_pairs_to_an_adapter(write, pairs, tmp_path, capsys):
+    held = {"every": 4, "samples": 5, "cards": 3}
+    assert cli.main(["finetune", *write(held_out=str(pairs), score=held)]) == 0
+    run, said = tmp_path / "run", capsys.readouterr()
+    assert f"{pairs}: 12 samples\n" in said.err and f"mmlm caption IMAGE --model {run}" in said.out
+    scored = [line for line in lines(run) if "score" in line]
+    assert [line["step"] for line in scored] == [4, 8]
+    assert all(line["score"] == -line["held_out_loss"] and "held_out_loss_shuffled" in line for line in scored)
+    assert (run / "samples.html").read_text().count("<figure>") == 3
+    model = mmlm.MultimodalLM.from_pretrained(run)
+    assert model.config.data == [str(pairs)] and model.config.scores.keys() == scored[-1].keys() - {"step", "score"}
+    assert isinstance(model.caption(pairs / "00.png", max_new_tokens=3), str)
+    assert cli.main(["finetune", *write()]) == 1
+    assert "a run is there already; --resume goes on with it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("by", ["caption", "vqa"])
+def test_scores_of_choice(by, write, pairs, tmp_path):
+    score = {"every": 2, "by": by, "samples": 4, "cards": 0, "take": "best"}
+    assert cli.main(["finetune", *write(held_out=str(pairs), score=score, steps=4)]) == 0
+    name = {"caption": "cider", "vqa": "vqa_accuracy"}[by]
+    (first, last) = [line for line in lines(tmp_path / "run") if "score" in line]
+    assert first.keys() == last.keys() == {"step", "score", name, f"{name}_shuffled"}
+    assert not (tmp_path / "run" / "samples.html").exists()
+
+
+def test_several_data_sets_in_their_shares(write, pairs, tmp_path, capsys):
+    rows = [{"image": str(pairs / f"{n:02}.png"), "question": "what is it?", "answer": "a shape"} for n in range(4)]
+    rows += [{"image": "nowhere.png", "question": "what is it?", "answer": "a shape"}, {"image": "a.png"}]
+    (tmp_path / "more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = [{"path": str(pairs), "weight": 3}, str(tmp_path / "more.jsonl")]
+    assert cli.main(["finetune", *write(data=data, steps=0, epochs=2)]) == 0
+    said = capsys.readouterr().err
+    assert f"{pairs}: 12 samples\n" in said
+    assert re.search(r"more.jsonl: 4 samples, 2 left out:\n  \S+more.jsonl, line 5: .*nowhere.png: no such file", said)
+    assert lines(tmp_path / "run")[-1]["step"] == 2 * (3 + 1), "of four images a batch"
+
+
+@pytest.mark.parametrize(
+    ("settings", "words", "message"),
+    [
+        ({"data": []}, [], "data: nothing to learn from; name a folder"),
+        ({"data": [{"weight": 2}]}, [], "data[0]: a data set without its path"),
+        ({"data": [{"path": "a", "wait": 2}]}, [], "unknown config field 'data[0].wait'; did you mean data[0].weight?"),
+        ({"data": "nowhere/at/all"}, [], "nowhere/at/all"),
+        ({"steps": "many"}, [], "config field 'steps' takes int, not 'many'"),
+        ({}, ["--resume"], "no run is there to go on with"),
+        ({}, ["--trouble", "look away"], "config field 'trouble' is stop or skip, not 'look away'"),
+        ({}, ["--model.decoder", "nowhere/at-all/x"], "nowhere/at-all/x"),
+        ({"model": {"adapter": "a/b", "start": 3}}, [], "model.start: of the saved adapter a/b it is what it was"),
+        ({"longest": 3}, [], "none of its 12 rows can be learnt from; the first: "),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_leaves_nothing(settings, words, message, write, tmp_path, capsys):
+    assert cli.main(["finetune", *write(**settings), *words]) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("mmlm: ") and message in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_goes_on_with_its_own_settings_and_data(write, pairs, tmp_path, capsys):
+    data = tmp_path / "mine"
+    data.mkdir()
+    for path in pairs.iterdir():
+        (data / path.name).write_bytes(path.read_bytes())
+    words = write(data=str(data))
+    assert cli.main(["finetune", *words]) == 0
+    wanted = weights(tmp_path / "run")
+    (tmp_path / "run" / "model.safetensors").unlink()
+    assert cli.main(["finetune", *words, "--resume", "auto", "--log_every", "1"]) == 0
+    assert weights(tmp_path / "run") == wanted
+    assert cli.main(["finetune", *words, "--resume", "--optim.lr", "1"]) == 1
+    assert "--optim.lr is 0.001" in capsys.readouterr().err
+    (data / "00.png").unlink()
+    assert cli.main(["finetune", *words, "--resume"]) == 1
+    assert f"{data}: 11 rows, and 12 when the run began; put back what it was" in capsys.readouterr().err
+
+
+def test_an_adapter_is_trained_further(write, tmp_path):
+    assert cli.main(["finetune", *write(steps=2)]) == 0
+    assert (
+        cli.main(["finetune", *write("further", steps=2, model={"adapter": str(tmp_path / "run")}, calibrate=0)]) == 0
+    )
+    first, then = (load_file(tmp_path / name / "model.safetensors") for name in ("run", "further"))
+    moved = [name for name in first if not first[name].equal(then[name])]
+    assert moved and all((first[name] - then[name]).abs().max() < 0.05 for name in moved)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kills", "processes", "steps"), [(20, 1, 260), (5, 2, 60)])
+def test_a_run_that_is_killed_ends_as_one_that_was_not(kills, processes, steps, write, tmp_path):
+    """SIGKILL, at random and amid the writing of checkpoints; over many epochs of three batches."""
+    ends = []
+    for count in (0, kills):
+        settings = {"steps": steps, "save_every": 1, "optim": {"lr": 3e-3}}
+        words = [*write(f"killed {count}", **settings), "--resume", "auto"]
+        folder = tmp_path / f"killed {count}"
+        given = map(json.dumps, (words, str(folder), count, processes))
+        killing = [sys.executable, ROOT / "tests/finetune/killing.py", *given]
+        done = subprocess.run(killing, cwd=ROOT, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+        killed, halves = json.loads(done.stdout)
+        assert killed == count and halves >= count // 4
+        ends.append((weights(folder), [line | UNTOLD for line in lines(folder)]))
+    assert ends[0] == ends[1]
+
+
+UNTOLD = {"learnt_tokens_per_second": 0, "waiting": 0, "memory_gb": 0}  # of a line: what depends on the hour
+
+
+def torchrun(words, processes, *options):
+    """A run under torch's launcher."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return subprocess.Popen(
+        [*launcher, *options, "-m", "--", "finetune", *words], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.slow
+def test_processes_and_passes_take_the_same_step(write, tmp_path):
+    """Of the same samples: 1 process with 1 pass and with 8, 2 processes with 4 passes. Gradients within 1e-6."""
+    assert cli.main(["finetune", *write("begun", optim={"lr": 0.01})]) == 0
+    settings = {"steps": 1, "calibrate": 0, "model": {"adapter": str(tmp_path / "begun")}, "batch": {"images": 8}}
+    assert cli.main(["finetune", *write("1", **settings)]) == 0
+    assert cli.main(["finetune", *write("1 x 8", **settings), "--batch.passes", "8"]) == 0
+    with torchrun([*write("2 x 4", **settings), "--batch.passes", "4"], 2) as process:
+        _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    one, *others = (gradients(tmp_path / name) for name in ("1", "1 x 8", "2 x 4"))
+    assert all(gradient.abs().max() > 1e-4 for name, gradient in one.items() if "blocks" in name)
+    for other in others:
+        for name in one:
+            torch.testing.assert_close(one[name], other[name], rtol=0, atol=1e-6, msg=name)
+
+
+def gradients(folder):
+    """Those of the first step of a run, from what Adam remembers of them."""
+    (path,) = checkpoints(folder)
+    return {name: state["exp_avg"] / 0.1 for name, state in read(path)["optimizer"].items()}
+
+
+@pytest.mark.slow
+def test_terminated_it_saves_and_ends_well_and_one_process_goes_on_for_two(write, tmp_path):
+    whole, words = write("whole", steps=30), write("stopped", steps=30, save_every=1000)
+    assert cli.main(["finetune", *whole]) == 0
+    run = tmp_path / "stopped"
+    with torchrun(words, 2) as process:
+        wait_for(lambda: (run / METRICS).exists() and len(lines(run)) > 2, process)
+        for worker in workers(process.pid):
+            os.kill(worker, signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    assert "stopped, as asked; --resume goes on with" in said
+    (left,) = checkpoints(run)
+    assert 4 < step_of(left) < 30 and not (run / "model.safetensors").exists()
+    assert cli.main(["finetune", *words, "--resume"]) == 0
+    for (name, value), other in zip(
+        load_file(tmp_path / "whole" / "model.safetensors").items(),
+        load_file(run / "model.safetensors").values(),
+        strict=True,
+    ):
+        torch.testing.assert_close(value, other, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.slow
+def test_the_launcher_starts_anew_what_was_killed(write, tmp_path):
+    """One of two processes killed: both go on from the last checkpoint, by themselves, to the same bytes."""
+    settings = {"steps": 40, "save_every": 1}
+    with torchrun(write("whole", **settings), 2) as process:
+        process.communicate(timeout=300)
+    run = tmp_path / "elastic"
+    with torchrun([*write("elastic", **settings), "--resume", "auto"], 2, "--max-restarts", "2") as process:
+        wait_for(lambda: len(checkpoints(run)) > 1, process)
+        os.kill(workers(process.pid)[1], signal.SIGKILL)
+        _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert weights(run) == weights(tmp_path / "whole")
+
+
+def wait_for(there, process):
+    while not there():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+
+
+def workers(launcher):
+    """Ids of the processes that the launcher has started, in their order."""
+    return [int(one) for one in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()]
