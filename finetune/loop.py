@@ -28,6 +28,7 @@ from finetune.loss import learnt_loss
 from finetune.metrics import Metrics
 from finetune.optim import adamw, set_rates
 from finetune.ranks import everyone, total
+from finetune.shard import ready_to_shard
 from finetune.stop import stopping
 from finetune.words import learn_words, speak
 from mmlm.model import MultimodalLM
@@ -74,10 +75,9 @@ def train(
         prepare(model, collate, mixture, config)
     if config.recompute:
         model.gradient_checkpointing_enable()
-    if accelerator.is_fsdp2:
-        # the eyes stay whole in each process: they look at other images, and by themselves
-        accelerator.state.fsdp_plugin.ignored_modules = [model.vision]
-        collate.below = None  # so does what is made of texts before: layers run in all processes at once, or not at all
+    if plugin := getattr(accelerator.state, "fsdp_plugin", None):
+        ready_to_shard(model, plugin)
+        collate.below = None  # sharded layers are run in all processes at once, or not at all
     forward, optimizer = accelerator.prepare(model, adamw(checkpoint.learning(model), config.optim))
     learning = [parameter for _, parameter in checkpoint.learning(model)]
     progress = checkpoint.load(folder, model, optimizer)

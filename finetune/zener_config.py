@@ -40,7 +40,9 @@ class TuneConfig:
     repeats: int = within("[1, inf)", 3)
     """How often each picture is shown, about; what the lower layers make of its text is computed once."""
     train: TrainConfig = field(
-        default_factory=lambda: TrainConfig(steps=300, words=240, batch=BatchConfig(images=24, per_image=1, balance=0))
+        default_factory=lambda: TrainConfig(
+            steps=300, words=240, batch=BatchConfig(images=24, per_image=1, balance=0.0)
+        )
     )
 
 

@@ -88,7 +88,7 @@ class Named(bytes):
 
     name: str
 
-    def __new__(cls, data: bytes, name: str) -> "Named":
+    def __new__(cls, data: bytes, name: str = "<bytes>") -> "Named":  # pickle gives the name afterwards
         named = super().__new__(cls, data)
         named.name = name
         return named

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from mmlm.data.fetch import fetch, is_url
 from mmlm.data.folder import find_pairs
@@ -53,6 +54,7 @@ def look(source: str, format: str | None, split: str | None) -> Found:
         return Found("hub", [], [], split)
     path = Path(source)
     if is_url(source):
+        files(source, [Path(urlsplit(one).path) for one in expanded(source)], format, split)  # before much is fetched
         paths = [fetch(one) for one in expanded(source)]
     elif path.is_dir():
         return inside(path, format, split)
@@ -73,7 +75,7 @@ def files(source: str, paths: list[Path], format: str | None, split: str | None)
     if "" in kinds or len(kinds) != 1:
         raise ValueError(f"{source}: of no known format; {known()}; say which, format= (--format)")
     (kind,) = kinds
-    if len(paths) > 1 and kind != "tars":
+    if len(paths) > 1 and kind not in ("tars", "table"):
         raise ValueError(f"{source}: {len(paths)} files, {paths[0]} and others; name one, or mix them as several DATA")
     if split is not None:
         raise ValueError(f"{source}: split={split!r}, but a file has no splits; leave split= (--split) out")

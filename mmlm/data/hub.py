@@ -1,6 +1,7 @@
 """What the library `datasets` reads: data sets of the hub, those that it saved, parquet and arrow files."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,8 +107,10 @@ def holds_bytes(feature: Any) -> bool:
     return isinstance(feature, Value) and feature.dtype in ("binary", "large_binary")
 
 
-def open_table(name: str, format: str, split: str | None, subset: str | None, reader: RowReader) -> Table:
-    """A data set of the hub, or of the folder or file `name`.
+def open_table(
+    name: str, format: str, paths: Sequence[Path], split: str | None, subset: str | None, reader: RowReader
+) -> Table:
+    """A data set of the hub, if `paths` are none, or of a folder, or of files.
 
     ValueError, naming the splits or subsets there are, for one that there is not; ImportError, with the mend, if the
     library is missing.
@@ -117,14 +120,15 @@ def open_table(name: str, format: str, split: str | None, subset: str | None, re
     except ImportError as error:
         raise ImportError(f"the library datasets, which reads {name}, {EXTRA}") from error
     try:
+        files, kinds = [str(path) for path in paths], {path.suffix.lower() for path in paths}
         if format == "saved":
-            found = datasets.load_from_disk(name)
-        elif name.endswith(".arrow"):
-            found = datasets.Dataset.from_file(name)
-        elif name.endswith(".parquet"):
-            found = datasets.load_dataset("parquet", data_files=name)
+            found = datasets.load_from_disk(files[0])
+        elif kinds == {".arrow"}:
+            found = datasets.concatenate_datasets([datasets.Dataset.from_file(file) for file in files])
+        elif kinds == {".parquet"}:
+            found = datasets.load_dataset("parquet", data_files=files)
         else:
-            found = datasets.load_dataset(name, subset)
+            found = datasets.load_dataset(*files or [name], subset)
     except Exception as error:  # of many kinds: the network's, the library's, arrow's
         where = "check the name, and that there is a network" if format == "hub" else "fetch or save it anew"
         raise ValueError(f"{name}: datasets cannot read it ({type(error).__name__}: {error}); {where}") from error

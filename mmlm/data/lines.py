@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mmlm.data.index import remembered
 from mmlm.data.row import RowReader, parsed
 from mmlm.data.rows import Rows
 from mmlm.data.sample import Sample
 
 CHUNK = 1 << 24  # bytes read at a time
+LARGE = 1 << 28  # bytes from which on it is remembered where lines are
 BOM = "\ufeff"  # which some editors begin a file with
 SPACE = re.compile(r"[ \t\n\r]*")
 
@@ -50,7 +52,10 @@ class Lines(Rows):
 
 def open_lines(name: str, path: Path, reader: RowReader) -> Lines:
     """A JSONL file."""
-    return Lines(name, "jsonl", path, line_spans(path), reader, "line")
+    if path.stat().st_size < LARGE:
+        return Lines(name, "jsonl", path, line_spans(path), reader, "line")
+    arrays = remembered(path, "lines", lambda: {"spans": line_spans(path)})
+    return Lines(name, "jsonl", path, arrays["spans"], reader, "line")
 
 
 def line_spans(path: Path) -> Spans:

@@ -64,8 +64,8 @@ def open_data(
         case "tars":
             rows = Shards(name, found.paths, read_by(str(images or found.paths[0].parent)))
         case kind:
-            where = str(found.paths[0]) if found.paths else name
-            rows = open_table(where, kind, found.split, subset, read_by(str(images or Path(where).parent)))
+            own = found.paths[0].parent if found.paths else Path()
+            rows = open_table(name, kind, found.paths, found.split, subset, read_by(str(images or own)))
     if not len(rows):
         raise ValueError(f"{name}: empty, not one row; check that it is the right file")
     return rows

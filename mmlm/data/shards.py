@@ -4,8 +4,6 @@
 once; where its members are is kept in the cache folder.
 """
 
-import hashlib
-import json
 import os
 import tarfile
 from collections.abc import Sequence
@@ -14,16 +12,14 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from mmlm.data.folder import is_image
+from mmlm.data.index import Arrays, remembered
 from mmlm.data.row import RowReader, learnt, parsed
 from mmlm.data.rows import Rows
 from mmlm.data.sample import Sample
-from mmlm.names import home
-from vision.files import whole_file
 from vision.images import ImageError, Named
-
-FORM = 1  # of an index file; counts up when it changes
 
 
 @dataclass(frozen=True)
@@ -78,7 +74,8 @@ class Shards(Rows):
     def __init__(self, name: str, paths: Sequence[Path], reader: RowReader) -> None:
         super().__init__(name, "tars")
         self.paths, self.reader = [str(path) for path in paths], reader
-        self.indices = [index_of(path) for path in paths]
+        bar = tqdm(paths, desc="tars", unit="tar", disable=len(paths) < 2, leave=False)
+        self.indices = [index_of(path) for path in bar]
         self.stops = np.cumsum([len(index.ends) for index in self.indices])
 
     def __len__(self) -> int:
@@ -120,25 +117,16 @@ def text_of(member: Member) -> str:
 
 
 def index_of(path: Path) -> Index:
-    """The index of a tar, from the cache folder if it was made of the file as it is. ValueError if it is damaged."""
-    try:
-        state = path.stat()
-    except OSError as error:
-        raise FileNotFoundError(f"{path}: no such tar ({error.strerror}); check the path") from error
-    known = json.dumps([FORM, str(path.resolve()), state.st_size, state.st_mtime_ns])
-    kept = home() / "tars" / f"{hashlib.blake2b(known.encode(), digest_size=16).hexdigest()}.npz"
-    if not kept.exists():
-        index = make_index(path, state.st_size)
-        with whole_file(kept) as draft, draft.open("wb") as file:
-            np.savez(file, allow_pickle=False, **(vars(index) | {"suffixes": np.array(index.suffixes, dtype=np.str_)}))
-    with np.load(kept) as found:
-        return Index(
-            **{name: found[name] for name in found.files if name != "suffixes"}, suffixes=found["suffixes"].tolist()
-        )
+    """The index of a tar. ValueError if it is damaged; FileNotFoundError if it is not there."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such tar; check the path")
+    arrays = remembered(path, "tar", lambda: make_index(path))
+    return Index(**arrays | {"suffixes": arrays["suffixes"].tolist()})
 
 
-def make_index(path: Path, size: int) -> Index:
-    """Walks through a tar. ValueError, with the mend, if it is none, or not whole."""
+def make_index(path: Path) -> Arrays:
+    """Walks through a tar: the fields of its `Index`. ValueError, with the mend, if it is none, or not whole."""
+    size = path.stat().st_size
     keys: list[bytes] = []
     firsts: list[int] = []
     members: list[tuple[int, int, int]] = []
@@ -165,10 +153,10 @@ def make_index(path: Path, size: int) -> Index:
         raise ValueError(
             f"{path}: no tar, packed, or not whole ({error}); fetch it again, and unpack a .tar.gz"
         ) from error
-    return Index(
-        np.frombuffer(b"".join(keys), np.uint8),
-        np.cumsum([len(key) for key in keys], dtype=np.int64),
-        np.array([*firsts, len(members)], dtype=np.int64),
-        np.array(members, dtype=np.int64).reshape(-1, 3),
-        list(suffixes),
-    )
+    return {
+        "keys": np.frombuffer(b"".join(keys), np.uint8),
+        "ends": np.cumsum([len(key) for key in keys], dtype=np.int64),
+        "firsts": np.array([*firsts, len(members)], dtype=np.int64),
+        "members": np.array(members, dtype=np.int64).reshape(-1, 3),
+        "suffixes": np.array(list(suffixes), dtype=np.str_),
+    }

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmlm.data import Sample, SampleError, Turn, open_data
+from mmlm.data import Sample, SampleError, Turn, lines, open_data
 from mmlm.data.found import expanded
 from mmlm.data.lines import array_spans, line_spans
 from mmlm.data.row import RowReader, row_of
@@ -174,6 +174,17 @@ def test_jsonl(here, png):
     assert open_data(here)[0] == wanted[0], "the only one in its folder"
     (here / "info.json").write_text("{}")
     assert open_data(here)[0] == wanted[0], "with its metadata beside it"
+
+
+def test_where_lines_are_is_remembered_of_long_files(here, monkeypatch):
+    monkeypatch.setattr(lines, "LARGE", 100)
+    path = write_lines(here / "data.jsonl", *({"text": f"number {number}"} for number in range(30)))
+    first = [*open_data(path)]
+    with monkeypatch.context() as patch:
+        patch.setattr(lines, "line_spans", None)
+        assert [*open_data(path)] == first
+    write_lines(path, {"text": "another " * 50})
+    assert len(open_data(path)) == 1
 
 
 def test_images_of_jsonl_may_be_elsewhere(here, png):
@@ -683,6 +694,12 @@ def test_tars_at_urls_are_fetched_once(site, png):
     assert site.asked == ["/a-0.tar", "/a-1.tar"]
 
 
+def test_a_url_of_no_format_is_not_fetched(site):
+    with pytest.raises(ValueError, match=r"a\.zip\?x=1: of no known format"):
+        open_data(f"{site.url}/a.zip?x=1")
+    assert not site.asked
+
+
 def test_what_cannot_be_fetched_leaves_nothing(site, here, png):
     write_tar(site.folder / "a.tar", {"1.png": png(), "1.txt": b"one"})
     for name, words in {"none.tar": "HTTP Error 404", "short-a.tar": "(10 of|IncompleteRead)"}.items():
@@ -745,6 +762,18 @@ def test_tables(form, many, datasets, here, png):
     again = pickle.loads(pickle.dumps(rows))
     with ThreadPoolExecutor(4) as pool:
         assert [*pool.map(shown, [again[0]] * 20)] == [shown(rows[0])] * 20
+
+
+@pytest.mark.parametrize("form", ["parquet", "arrow"])
+def test_several_tables(form, datasets, here, png):
+    for number in range(2):
+        table = table_of(datasets, here, png).select([number])
+        if form == "parquet":
+            table.to_parquet(here / f"{number}.parquet")
+        else:
+            table.save_to_disk(here / f"{number}")
+    rows = open_data("*.parquet" if form == "parquet" else "*/*.arrow")
+    assert [(sample.id, sample.answer) for sample in rows] == [("0", "one"), ("1", " two")]
 
 
 def test_chats_in_tables(datasets, here, png):

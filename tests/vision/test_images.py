@@ -2,6 +2,7 @@
 
 import io
 import os
+import pickle
 import struct
 import threading
 import time
@@ -22,7 +23,7 @@ from hypothesis.extra import numpy as arrays_of
 from PIL import Image, ImageDraw, ImageFile, ImageFont
 
 from vision import images
-from vision.images import ImageError, image_size, open_image, open_reduced
+from vision.images import ImageError, Named, image_size, open_image, open_reduced
 from vision.tiles import cut_tiles, view_size
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -344,6 +345,17 @@ def test_things_that_are_refused(tmp_path: Path) -> None:
     with Image.open(path) as shut:
         pass
     assert str(path) in refusal(shut)
+
+
+def test_bytes_that_know_where_they_are_from_are_named() -> None:
+    named = Named(b"", "a.tar: cat.jpg")
+    assert (
+        refusal(named)
+        == refusal(pickle.loads(pickle.dumps(named)))
+        == ("a.tar: cat.jpg: empty, not one byte; fetch or export it again")
+    )
+    whole = Named(encoded(Image.new("RGB", (3, 2), RED), "PNG"), "a.tar: cat.png")
+    assert open_image(whole).getpixel((0, 0)) == RED and whole == bytes(whole)
 
 
 @pytest.mark.parametrize(
