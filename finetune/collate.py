@@ -21,12 +21,14 @@ from vision.features import FeatureCache
 
 
 class Collator:
-    """Makes batches of samples, whose features are in the cache."""
+    """Makes batches of samples, whose features are in the cache.
 
-    def __init__(self, model: MultimodalLM, cache: FeatureCache) -> None:
-        self.model, self.cache = model, cache
-        self.below: Below | None = Below(model)
-        """What the lower layers made of texts; None: they are run anew for each batch."""
+    Args:
+        below: what the decoder's lower layers made of texts before; None: they are run anew for each batch.
+    """
+
+    def __init__(self, model: MultimodalLM, cache: FeatureCache, below: Below | None = None) -> None:
+        self.model, self.cache, self.below = model, cache, below
 
     def __call__(self, chosen: Sequence[Encoded], coming: Iterable[Sequence[Encoded]] = ()) -> dict[str, Any]:
         """Samples -> what `learnt_loss` takes. It is good for one forward.

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from finetune import checkpoint
 from finetune.batches import Mixture
+from finetune.below import Below
 from finetune.calibrate import calibrate
 from finetune.checkpoint import Progress
 from finetune.collate import Collator
@@ -70,7 +71,8 @@ def train(
     accelerator = Accelerator(kwargs_handlers=[ddp], log_with=config.trackers or None, project_dir=folder)
     model.to(accelerator.device)
     world, rank, passes = accelerator.num_processes, accelerator.process_index, config.batch.passes
-    collate = Collator(model, cache)
+    frozen = not any(name.startswith("decoder.") for name in model.trained)
+    collate = Collator(model, cache, Below(model) if frozen else None)
     if config.calibrate and not checkpoint.checkpoints(folder):
         prepare(model, collate, mixture, config)
     if config.recompute:

@@ -3,6 +3,7 @@
 import pytest
 
 from finetune.batches import Batches
+from finetune.below import Below
 from finetune.collate import Collator
 from finetune.encoded import encode
 from mmlm.samples import Sample
@@ -61,7 +62,7 @@ class Collated:
     """The batches of a data set as a step takes them: collated(model, cache, samples, config)[step]."""
 
     def __init__(self, model, cache, data, config, seed=0):
-        self.batches, self.collate = Batches(data, config, seed), Collator(model, cache)
+        self.batches, self.collate = Batches(data, config, seed), Collator(model, cache, Below(model))
 
     def chosen(self, number):
         return [self.batches.data[sample] for sample in self.batches.part(number)]
