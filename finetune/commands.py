@@ -72,10 +72,12 @@ def run_finetune(args: Namespace) -> None:
     first = os.environ.get("RANK", "0") == "0"
     if first:  # before torch is loaded
         check_run(config, folder, resume=resume, overwrite=args.overwrite)
+    from finetune.ranks import joined
     from finetune.run import finetune as run
 
     try:
-        done = run(config, folder, resume=resume, overwrite=args.overwrite)
+        with joined():
+            done = run(config, folder, resume=resume, overwrite=args.overwrite)
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(*["--resume goes on with it"] * has_run(folder)) from error
     if first and done:

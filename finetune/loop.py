@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, send_to_device
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, send_to_device
 from tqdm import tqdm
 
 from finetune import checkpoint
@@ -28,7 +28,7 @@ from finetune.folder import TROUBLE
 from finetune.loss import learnt_loss
 from finetune.metrics import Metrics
 from finetune.optim import adamw, set_rates
-from finetune.ranks import everyone, total
+from finetune.ranks import alike, everyone, leave_to_each, total
 from finetune.shard import ready_to_shard
 from finetune.stop import stopping
 from finetune.words import learn_words, speak
@@ -67,14 +67,18 @@ def train(
     FloatingPointError before a step from a loss or gradient that is not to be trusted, unless such steps are skipped;
     ValueError for more broken samples than `config.broken` allows. The last checkpoint is kept.
     """
-    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
     accelerator = Accelerator(kwargs_handlers=[ddp], log_with=config.trackers or None, project_dir=folder)
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        raise ValueError("DeepSpeed takes its steps by itself, and cannot leave one out: take ddp.yaml or fsdp2.yaml")
     model.to(accelerator.device)
     world, rank, passes = accelerator.num_processes, accelerator.process_index, config.batch.passes
     frozen = not any(name.startswith("decoder.") for name in model.trained)
     collate = Collator(model, cache, Below(model) if frozen else None)
     if config.calibrate and not checkpoint.checkpoints(folder):
         prepare(model, collate, mixture, config)
+    alike(model.saved().values())
+    leave_to_each(model)
     if config.recompute:
         model.gradient_checkpointing_enable()
     if plugin := getattr(accelerator.state, "fsdp_plugin", None):

@@ -1,12 +1,16 @@
 """Several processes, one run: who writes, what all of them count, and errors that all of them hear of."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+import torch.distributed
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object, reduce
+from torch.nn.parallel import DistributedDataParallel
+
+from mmlm.model import MultimodalLM
 
 
 def total(values: Sequence[float]) -> list[float]:
@@ -23,6 +27,19 @@ def everyone(items: list[str]) -> list[str]:
     """The items of all processes, in their order; every process gets them."""
     found: list[str] = gather_object(items)
     return found
+
+
+def alike(tensors: Iterable[torch.Tensor]) -> None:
+    """Gives every process the main one's: what each computed by itself may differ in its last bits on a GPU."""
+    if PartialState().num_processes > 1:
+        for tensor in tensors:
+            torch.distributed.broadcast(tensor.detach(), 0)
+
+
+def leave_to_each(model: MultimodalLM) -> None:
+    """Tells DDP that every process has the frozen weights, and buffers, by itself: none sends them to the others."""
+    names = {name for name, _ in model.named_parameters()} - model.trained | {name for name, _ in model.named_buffers()}
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, sorted(names))
 
 
 @contextmanager
@@ -49,3 +66,13 @@ def check_alone() -> None:
     processes = os.environ.get("WORLD_SIZE", "1")
     if processes != "1":
         raise ValueError(f"{processes} processes were launched, but this runs in one; launch one")
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """A block at whose end this process leaves the others in order: some backends abort one that just ends."""
+    try:
+        yield
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()

@@ -222,7 +222,7 @@ CHANGES = {
     "Adam, fused": stepped(torch.optim.AdamW, fused=True),
     "weights loaded": lambda block: block.load_state_dict(other_weights(block)),
     "weights assigned": lambda block: block.load_state_dict(other_weights(block), assign=True),
-    "a gate": torch.no_grad()(lambda block: block.ff_gate.fill_(block.ff_gate / 2)),
+    "a gate": torch.no_grad()(lambda block: block.ff_gate.mul_(0.5)),
     "one value of a weight": torch.no_grad()(lambda block: block.down.weight[3, 5].add_(1)),
     "calibrated": fitted,
     "inference mode": written_in_inference_mode,
