@@ -64,6 +64,7 @@ def train(
         seed: of what dropout draws.
         score: what the model is worth, asked every `score_every` steps and at the end; the best checkpoint is kept.
 
+    ValueError for a model whose eyes are to be trained;
     FloatingPointError before a step from a loss or gradient that is not to be trusted, unless such steps are skipped;
     ValueError for more broken samples than `config.broken` allows. The last checkpoint is kept.
     """
@@ -71,6 +72,11 @@ def train(
     accelerator = Accelerator(kwargs_handlers=[ddp], log_with=config.trackers or None, project_dir=folder)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         raise ValueError("DeepSpeed takes its steps by itself, and cannot leave one out: take ddp.yaml or fsdp2.yaml")
+    if seen := sorted(name for name in model.trained if name.startswith("vision.")):
+        raise ValueError(
+            f"unfreeze={model.config.unfreeze}, lora={model.config.lora}: {seen[0]} and {len(seen) - 1} more would not "
+            "be trained, since features of images are computed once; transformers' Trainer trains them"
+        )
     model.to(accelerator.device)
     world, rank, passes = accelerator.num_processes, accelerator.process_index, config.batch.passes
     frozen = not any(name.startswith("decoder.") for name in model.trained)

@@ -310,6 +310,39 @@ def test_too_many_broken_samples_end_the_run(start, config, tmp_path, monkeypatc
         train(model, cache, broken(mixture, {1, 2, 6}), config, tmp_path)
 
 
+@pytest.mark.parametrize("more", [{"lora": {"r": 2, "lora_dropout": 0.3}}, {"unfreeze": ["decoder.*norm*"]}], ids=str)
+def test_more_than_the_adapter_is_trained_and_goes_on_after_a_stop(
+    more, make_model, cache, make_samples, config, tmp_path, monkeypatch
+):
+    """What dropout draws follows from the seed and the step."""
+
+    def start():
+        model = make_model(**more)
+        data = encode(model, cache, make_samples(6, 2), "encoding")
+        return model, cache, Mixture([Batches(data, config.batch, 0)], [1])
+
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir()
+    broken.mkdir()
+    model, *rest = start()
+    before = {name: tensor.clone() for name, tensor in model.named_parameters()}
+    train(model, *rest, config, whole)
+    moved = {name for name, tensor in model.named_parameters() if not tensor.equal(before[name])}
+    assert moved <= model.trained and any(name.startswith("decoder.") for name in moved)
+    with monkeypatch.context() as patched:
+        stopped(patched, 7, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            train(*start(), config, broken)
+    again, *rest = start()
+    train(again, *rest, config, broken)
+    assert all(tensor.equal(model.saved()[name]) for name, tensor in again.saved().items())
+
+
+def test_eyes_are_not_trained_and_that_is_told(make_model, cache, config, tmp_path):
+    with pytest.raises(ValueError, match="would not be trained, since features of images are computed once"):
+        train(make_model(unfreeze=["vision.*"]), cache, None, config, tmp_path)
+
+
 def test_the_model_is_left_as_it_was_found(start, config, tmp_path):
     model, *rest = start()
     attention = model.decoder.config._attn_implementation
