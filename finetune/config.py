@@ -84,7 +84,7 @@ class TrainConfig:
     recompute: bool = False
     """Compute activations again in backward: less memory for a third more time (activation checkpointing)."""
     trackers: str = ""
-    """What else metrics go to, of what Accelerate knows: "tensorboard", "wandb", "trackio", "mlflow", "all"."""
+    """What else metrics go to, of what Accelerate knows, with commas between: "tensorboard", "wandb,mlflow", "all"."""
     calibrate: int = within("[0, inf)", 8)
     """Batches over which the adapter's norms are fitted to the frozen parts before the first step; 0: not at all."""
     words: int = within("[0, inf)", 480)

@@ -26,7 +26,7 @@ from finetune.encoded import IGNORED, Encoded
 from finetune.fetch import Fetched, read
 from finetune.folder import TROUBLE
 from finetune.loss import learnt_loss
-from finetune.metrics import Metrics
+from finetune.metrics import Metrics, trackers_of
 from finetune.optim import adamw, set_rates
 from finetune.ranks import alike, everyone, leave_to_each, total
 from finetune.shard import ready_to_shard
@@ -69,18 +69,19 @@ def train(
     ValueError for more broken samples than `config.broken` allows. The last checkpoint is kept.
     """
     ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
-    accelerator = Accelerator(kwargs_handlers=[ddp], log_with=config.trackers or None, project_dir=folder)
+    accelerator = Accelerator(kwargs_handlers=[ddp], log_with=trackers_of(config.trackers) or None, project_dir=folder)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         raise ValueError("DeepSpeed takes its steps by itself, and cannot leave one out: take ddp.yaml or fsdp2.yaml")
-    if seen := sorted(name for name in model.trained if name.startswith("vision.")):
+    if eyes := sorted(name for name in model.trained if name.startswith("vision.")):
         raise ValueError(
-            f"unfreeze={model.config.unfreeze}, lora={model.config.lora}: {seen[0]} and {len(seen) - 1} more would not "
+            f"unfreeze={model.config.unfreeze}, lora={model.config.lora}: {eyes[0]} and {len(eyes) - 1} more would not "
             "be trained, since features of images are computed once; transformers' Trainer trains them"
         )
     model.to(accelerator.device)
     world, rank, passes = accelerator.num_processes, accelerator.process_index, config.batch.passes
-    frozen = not any(name.startswith("decoder.") for name in model.trained)
-    collate = Collator(model, cache, Below(model) if frozen else None)
+    # what layers made of a text before is of use while they stay as they are, and are not computed again in backward
+    same = not config.recompute and not any(name.startswith("decoder.") for name in model.trained)
+    collate = Collator(model, cache, Below(model) if same else None)
     if config.calibrate and not checkpoint.checkpoints(folder):
         prepare(model, collate, mixture, config)
     alike(model.saved().values())

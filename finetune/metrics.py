@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import LoggerType
 from tqdm import tqdm
 
 from finetune.checkpoint import Progress
@@ -115,6 +117,18 @@ class Metrics:
                 file.write(json.dumps(line) + "\n")
         if self.config.trackers and name == METRICS:
             self.accelerator.log(flat(line), step=line["step"])
+
+
+def trackers_of(names: str) -> list[str]:
+    """The trackers that are named, with commas between. ValueError for unknown ones, and those not installed."""
+    known, there = set(map(str, LoggerType.list())), set(map(str, get_available_trackers()))
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    for name in wanted:
+        if name not in known:
+            raise ValueError(f"trackers: {name!r} is none that Accelerate knows; it knows {', '.join(sorted(known))}")
+        if name not in there | {"all"}:
+            raise ValueError(f"trackers: {name} is not installed; pip install {name}, or leave it out")
+    return wanted
 
 
 def flat(line: dict[str, Any]) -> dict[str, float]:

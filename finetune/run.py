@@ -1,6 +1,7 @@
 """A run of `mmlm finetune`: data and model as the settings say, trained, scored and saved."""
 
 import math
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -123,6 +124,8 @@ def scorer(
     """What scores the run; None without held-out data. ValueError if none of them can be read."""
     if not tests:
         return None
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and (config.score.by != "loss" or config.score.cards):
+        raise ValueError("score: a sharded model says nothing while it is trained: take by: loss, and cards: 0")
     with main_writes() as mine:
         if mine:  # whose features the others then find
             held_out(tests, cache, config.score.samples, config.seed)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from finetune import checkpoint, loop
 from finetune.batches import Batches, Mixture
@@ -359,6 +360,37 @@ def test_metrics_say_what_a_person_asks(start, config, tmp_path):
         assert list(line) == [*said, "memory_gb", "skipped", "broken"]
         assert line["learnt_tokens_per_second"] > 0 and 0 <= line["waiting"] <= 1
         assert line["gates"].keys() == model.adapter.gates().keys()
+
+
+def test_trackers_get_the_metrics(start, config, tmp_path):
+    config.trackers = "tensorboard"
+    train(*start(), config, tmp_path)
+    found = EventAccumulator(str(tmp_path / "mmlm")).Reload().scalars  # settings have files of their own, below
+    assert {"loss", "gates/0.attention", "learnt_tokens_per_second"} <= set(found.Keys())
+    assert [(event.step, event.value) for event in found.Items("loss")] == [
+        (line["step"], pytest.approx(line["loss"])) for line in lines(tmp_path)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [("tensorbord", "'tensorbord' is none that Accelerate knows"), ("swanlab", "not installed")],
+)
+def test_trackers_that_there_are_not_are_told(names, message, start, config, tmp_path):
+    config.trackers = f"tensorboard, {names}"
+    with pytest.raises(ValueError, match=message):
+        train(*start(), config, tmp_path)
+
+
+def test_activations_computed_again_teach_the_same(start, config, tmp_path):
+    ends = []
+    for recompute in (False, True):
+        folder = tmp_path / str(recompute)
+        folder.mkdir()
+        model, *rest = start()
+        train(model, *rest, replace(config, recompute=recompute), folder)
+        ends.append([line["loss"] for line in lines(folder)])
+    assert ends[1] == pytest.approx(ends[0], rel=1e-2)
 
 
 def test_the_best_checkpoint_is_kept(start, config, tmp_path):
