@@ -33,6 +33,9 @@ class OptimConfig:
     """Peak learning rate of the adapter's weights."""
     gate_lr: float = within("[0, inf)", 5e-3)
     """Peak learning rate of the gates."""
+    width: int = within("[0, inf)", 0)
+    """Width of the decoder that `lr` was found on. Matrices that read n times as many numbers on this run's decoder
+    then learn at an n-th of it (muP, Yang et al. 2022, arXiv:2203.03466). 0: all learn at `lr`."""
     weight_decay: float = within("[0, inf)", 0.01)
     """Of weight matrices."""
     beta2: float = within("[0, 1)", 0.95)

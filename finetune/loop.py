@@ -27,7 +27,7 @@ from finetune.fetch import Fetched, read
 from finetune.folder import TROUBLE
 from finetune.loss import learnt_loss
 from finetune.metrics import Metrics, trackers_of
-from finetune.optim import adamw, set_rates
+from finetune.optim import adamw, schedule, set_rates
 from finetune.ranks import alike, everyone, leave_to_each, total
 from finetune.shard import ready_to_shard
 from finetune.stop import stopping
@@ -91,7 +91,9 @@ def train(
     if plugin := getattr(accelerator.state, "fsdp_plugin", None):
         ready_to_shard(model, plugin)
         collate.below = None  # sharded layers are run in all processes at once, or not at all
-    forward, optimizer = accelerator.prepare(model, adamw(checkpoint.learning(model), config.optim))
+    forward, optimizer = accelerator.prepare(
+        model, adamw(checkpoint.learning(model), config.optim, model.config.hidden)
+    )
     learning = [parameter for _, parameter in checkpoint.learning(model)]
     progress = checkpoint.load(folder, model, optimizer)
     saved = progress.step
@@ -142,7 +144,7 @@ def train(
             progress.step += 1
             metrics.step(learnt)
             if due(progress.step, config.log_every, config.steps):
-                rate = optimizer.param_groups[0]["lr"]
+                rate = config.optim.lr * schedule(step, config.steps, config.optim)
                 metrics.tell(progress, {"loss": loss, "gradient": norm, "lr": rate, "gates": model.adapter.gates()})
             best = False
             if score and due(progress.step, score_every, config.steps):

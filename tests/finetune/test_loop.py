@@ -16,7 +16,7 @@ from finetune.config import BatchConfig, OptimConfig, TrainConfig
 from finetune.encoded import encode
 from finetune.folder import METRICS, TROUBLE
 from finetune.loop import train
-from finetune.optim import adamw, schedule
+from finetune.optim import adamw
 from vision.images import ImageError
 
 STEPS = 11
@@ -408,22 +408,3 @@ def test_the_best_checkpoint_is_kept(start, config, tmp_path):
     assert (progress.best, progress.best_step) == (0.5, 6)
     assert [checkpoint.step_of(path) for path in checkpoints(tmp_path)] == [11, 6]
     assert [line["score"] for line in lines(tmp_path) if "score" in line] == [0.2, 0.5, 0.3, 0.3]
-
-
-def test_every_parameter_is_in_one_group(tiny_model):
-    optimizer = adamw(tiny_model.adapter.named_parameters(), OptimConfig(weight_decay=0.5))
-    matrices, vectors, gates = (group["params"] for group in optimizer.param_groups)
-    assert sum(map(len, (matrices, vectors, gates))) == len(list(tiny_model.adapter.parameters()))
-    assert {id(p) for p in gates} == {
-        id(gate) for block in tiny_model.adapter.blocks for gate in (block.attention_gate, block.ff_gate)
-    }
-    assert all(p.dim() >= 2 for p in matrices) and all(p.dim() < 2 for p in vectors)
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5, 0, 0]
-
-
-def test_rates_rise_and_fall():
-    config = OptimConfig(warmup=10, final=0.1)
-    rates = [schedule(step, 100, config) for step in range(100)]
-    assert rates[0] == pytest.approx(0.1) and max(rates) == rates[9] == rates[10] == 1
-    assert rates[:10] == sorted(rates[:10]) and rates[10:] == sorted(rates[10:], reverse=True)
-    assert 0.1 < rates[-1] < 0.12
