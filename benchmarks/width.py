@@ -1,0 +1,170 @@
+"""Does a learning rate that was found on a narrow decoder hold on a wide one? A coordinate check and a sweep.
+
+    python benchmarks/width.py                 # some minutes on a CPU; writes docs/width.png, prints the tables
+
+Decoders are Mixtrals of random weights, of 64 to 512 channels and six layers; the eyes are a small random CNN; what is
+learnt are captions of drawn shapes. With `optim.width` 64, matrices that read n times as many numbers learn at an n-th
+of the rate (muP, Yang et al. 2022, arXiv:2203.03466), without it all learn at the same.
+
+* Coordinate check: after a few steps at one rate, how large is what a gated block adds to a token, in the unit of the
+  hidden states? Of all widths the same, if rates transfer.
+* Sweep: the loss after some more steps, by rate, on the narrowest and the widest. The best rate is the same, if rates
+  transfer.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("GOMP_SPINCOUNT", "0")  # waiting OpenMP threads spin; it is read when torch is imported
+
+import timm
+import torch
+from PIL import Image, ImageDraw
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerFast
+
+from eval.plots import check_matplotlib
+from finetune.batches import Batches, Mixture
+from finetune.config import BatchConfig, OptimConfig, TrainConfig
+from finetune.encoded import encode
+from finetune.folder import METRICS
+from finetune.loop import train
+from mmlm.model import MultimodalLM
+from mmlm.samples import Sample
+from vision.backbone import load_backbone
+from vision.features import FeatureCache
+
+WIDTHS = (64, 128, 256, 512)
+RATES = [2.0**power for power in range(-13, -3)]
+COLORS, SHAPES = ("red", "green", "blue", "gold", "black", "pink"), ("circle", "square", "bar", "ring")
+
+
+def samples() -> list[Sample]:
+    """Drawn shapes and their captions."""
+    found = []
+    for number, (color, shape) in enumerate((color, shape) for color in COLORS for shape in SHAPES):
+        picture = Image.new("RGB", (96, 96), "white")
+        draw, box = ImageDraw.Draw(picture), (10, 40, 86, 56) if shape == "bar" else (20, 20, 76, 76)
+        match shape:
+            case "circle":
+                draw.ellipse(box, fill=color)
+            case "ring":
+                draw.ellipse(box, outline=color, width=9)
+            case _:
+                draw.rectangle(box, fill=color)
+        found.append(Sample.pair(str(number), (picture,), "what is it?", f"a {color} {shape}"))
+    return found
+
+
+def made(width: int, tokenizer: PreTrainedTokenizerFast, vision: Any) -> MultimodalLM:
+    """A model whose decoder is so wide, of random weights."""
+    torch.manual_seed(0)
+    decoder = MixtralForCausalLM(
+        MixtralConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=2 * width,
+            num_hidden_layers=6,
+            num_attention_heads=width // 16,
+            num_key_value_heads=width // 32,
+            num_local_experts=4,
+            num_experts_per_tok=2,
+            initializer_range=2 * width**-0.5 / 5,
+        )
+    ).eval()
+    return MultimodalLM.from_parts(decoder, vision, tokenizer=tokenizer, layers=[3, 4, 5])
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte is a token."""
+    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE(vocab={symbol: number for number, symbol in enumerate(symbols)}, merges=[]))
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<end>", pad_token="<pad>")
+
+
+class Trial:
+    """Runs of the same steps on decoders of all widths."""
+
+    def __init__(self, folder: Path) -> None:
+        torch.manual_seed(0)
+        self.folder, self.tokenizer = folder, byte_tokenizer()
+        self.vision = load_backbone(timm.create_model("test_efficientnet", features_only=True))
+        self.samples = samples()
+
+    def run(self, width: int, lr: float, rule: bool, steps: int) -> tuple[float, float]:
+        """The mean loss of the last five steps, and how much the blocks add to a token, in units of its states."""
+        model = made(width, self.tokenizer, self.vision)
+        cache = FeatureCache(model.vision, self.folder / "features")
+        data = encode(model, cache, self.samples, "encoding")
+        rates = OptimConfig(lr=lr, gate_lr=0.0, width=WIDTHS[0] if rule else 0, warmup=0, final=1.0, weight_decay=0.0)
+        batch = BatchConfig(images=8, per_image=1)
+        config = TrainConfig(steps=steps, log_every=1, save_every=steps, calibrate=3, words=0, optim=rates, batch=batch)
+        with tempfile.TemporaryDirectory(dir=self.folder) as run:
+            train(model, cache, Mixture([Batches(data, batch, 0)], [1]), config, Path(run))
+            lines = [json.loads(line) for line in Path(run, METRICS).read_text(encoding="utf-8").splitlines()]
+        losses = [line["loss"] for line in lines[-5:]]
+        return sum(losses) / len(losses), self.added(model)
+
+    @torch.no_grad()
+    def added(self, model: MultimodalLM) -> float:
+        """The root mean square of what the gated blocks add to the tokens of a text about an image, over its unit."""
+        found = []
+
+        def note(block: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+            found.append(((out - args[0]) / block.scale).square().mean())
+
+        handles = [block.register_forward_hook(note, with_kwargs=True) for block in model.adapter.blocks]
+        model.train()  # folded blocks, as of eval mode, are not called
+        with torch.enable_grad():
+            model(**model.processor(self.samples[0].images[0], "what is it? a red circle"))
+        for handle in handles:
+            handle.remove()
+        return float(torch.stack(found).mean().sqrt())
+
+
+def row(name: str, values: Iterable[Any]) -> str:
+    """A line of a table."""
+    return f"| {name} | {' | '.join(map(str, values))} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("docs/width.png"), help="the plot (docs/width.png)")
+    parser.add_argument("--steps", type=int, default=60, help="of a run of the sweep (60)")
+    args = parser.parse_args()
+    check_matplotlib()
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    with tempfile.TemporaryDirectory() as folder:
+        trial = Trial(Path(folder))
+        print(row("what blocks add after 4 steps", WIDTHS), "|---" * (len(WIDTHS) + 1) + "|", sep="\n")
+        for rule, style in ((True, "-"), (False, "--")):
+            name = "by width" if rule else "one rate for all"
+            added = [trial.run(width, 2**-8, rule, 4)[1] for width in WIDTHS]
+            left.plot(WIDTHS, added, f"o{style}", label=name)
+            print(row(name, [f"{value:.3f}" for value in added]))
+        print("\n" + row("loss by rate", [f"{rate:.1e}" for rate in RATES]), "|---" * (len(RATES) + 1) + "|", sep="\n")
+        for rule, style in ((True, "-"), (False, "--")):
+            for width, color in ((WIDTHS[0], "C0"), (WIDTHS[-1], "C1")):
+                if rule and width == WIDTHS[0]:
+                    continue  # the rate was found there: both are the same
+                name = f"{width} channels" + (", by width" if rule else "")
+                losses = [trial.run(width, lr, rule, args.steps)[0] for lr in RATES]
+                right.plot(RATES, losses, f"o{style}", color=color, label=name)
+                print(row(name, [f"{loss:.3f}" for loss in losses]))
+    left.set(xscale="log", yscale="log", xlabel="width of the decoder", ylabel="what blocks add after 4 steps")
+    right.set(xscale="log", yscale="log", xlabel="optim.lr", ylabel=f"loss after {args.steps} steps")
+    for axes in (left, right):
+        axes.legend(fontsize=8)
+    figure.savefig(args.out, dpi=130)
+
+
+if __name__ == "__main__":
+    main()
