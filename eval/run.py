@@ -1,9 +1,9 @@
 """The run over a data set: every sample asked, greedily answered, with the right images and with shuffled ones."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 from transformers import BatchFeature
@@ -12,6 +12,9 @@ from mmlm.model import MultimodalLM
 from mmlm.prefix import Prefixes
 from mmlm.samples import Sample, asked, encode_images, media_of, read_images
 from vision.features import FeatureCache
+
+Shown = TypeVar("Shown", bound=tuple[Hashable, ...])
+"""What tells the images of a sample."""
 
 BATCH = 96  # at 2 of 4 experts each, 48 rows an expert: few pass the 64 that they are padded to
 
@@ -83,16 +86,16 @@ def predict(
     return answers
 
 
-def shuffle(keys: Sequence[tuple[str, ...]], seed: int = 0) -> list[tuple[str, ...]]:
+def shuffle(keys: Sequence[Shown], seed: int = 0) -> list[Shown]:
     """The same images, given to other samples that show as many.
 
     None keep their place unless no others are as many; a sample without images goes without.
     """
-    groups: dict[int, list[tuple[str, ...]]] = {}
+    groups: dict[int, list[Shown]] = {}
     for images in dict.fromkeys(keys):
         groups.setdefault(len(images), []).append(images)
     drawn = random.Random(seed)
-    other: dict[tuple[str, ...], tuple[str, ...]] = {}
+    other: dict[Shown, Shown] = {}
     for group in groups.values():
         drawn.shuffle(group)
         other |= {images: group[place - 1] for place, images in enumerate(group)}

@@ -13,7 +13,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, BinaryIO
@@ -48,6 +48,10 @@ class Progress:
     """The best score so far; more is better."""
     best_step: int = 0
     """The step that had it."""
+    scores: dict[str, float] = field(default_factory=dict)
+    """What was found when it was scored last."""
+    best_scores: dict[str, float] = field(default_factory=dict)
+    """And when it was best."""
 
 
 def save(folder: Path, progress: Progress, model: MultimodalLM, optimizer: torch.optim.Optimizer, keep: int) -> None:
@@ -88,10 +92,11 @@ def load(folder: Path, model: MultimodalLM, optimizer: torch.optim.Optimizer) ->
 
 def load_step(folder: Path, step: int, model: MultimodalLM) -> None:
     """Puts back the weights that a step's checkpoint has. ValueError if it is damaged."""
-    (path,) = [path for path in checkpoints(folder) if step_of(path) == step]
-    if (kept := read(path)) is None:
-        raise ValueError(f"{path}: damaged, its bytes are not those that were written; --score.take last does without")
-    fill(model.saved(), kept["trained"])
+    for path in checkpoints(folder):
+        if step_of(path) == step and (kept := read(path)) is not None:
+            fill(model.saved(), kept["trained"])
+            return
+    raise ValueError(f"{folder / CHECKPOINTS}: the best, of step {step}, is missing or damaged; take score.take: last")
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -214,4 +219,6 @@ def fill_moments(
         place = known[name]
         if wrong := [key for key, value in state.items() if value.dim() and value.shape != place.shape]:
             raise ValueError(f"its optimizer has {wrong[0]} of another shape for {name}")
-        optimizer.state[place] = {key: like(value, place) if value.dim() else value for key, value in state.items()}
+        optimizer.state[place] = {
+            key: like(value, place) if value.dim() else value.to(place.device) for key, value in state.items()
+        }

@@ -19,6 +19,8 @@ from mmlm.processor import Marked
 from mmlm.samples import media_of
 from vision.features import FeatureCache
 
+TOKENS = 2**15  # of texts that are computed ahead
+
 
 class Collator:
     """Makes batches of samples, whose features are in the cache.
@@ -45,7 +47,8 @@ class Collator:
         if self.below and self.below.usable and not self.below.keeps(texts := texts_of(chosen)):
             for batch in coming:
                 texts += texts_of(batch)
-                if len(texts) > self.below.most // 4:  # of two pieces each: the first must still be kept then
+                # of two pieces each, of which the first must still be kept then
+                if len(texts) > self.below.most // 4 or sum(len(part) for text in texts for part in text) > TOKENS:
                     break
             self.below.states(texts)
         return batch_of(self.model, self.cache, chosen, self.below)

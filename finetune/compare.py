@@ -135,7 +135,9 @@ def tune_one(config: ZenerConfig, name: str, backbone: Backbone, run: Path) -> d
         )
         for k, its in lessons.items()
     ]
-    train(model, cache, Mixture(parts, [its.share for its in lessons.values()]), config.tune.train, run)
+    mixture = Mixture(parts, [its.share for its in lessons.values()])
+    if train(model, cache, mixture, config.tune.train, run).step < config.tune.train.steps:
+        raise KeyboardInterrupt("the same command goes on with it")  # SIGTERM, after which a checkpoint was saved
     model.save_pretrained(run)
     plot_loss(run / METRICS, run / LOSS)
     trained = time.perf_counter()

@@ -12,7 +12,7 @@ from mmlm.kinds import fits
 
 NAME = "config.yaml"
 # What a run may change when it is resumed: it learns the same.
-FREE = ("log_every", "save_every", "keep", "trackers", "broken", "passes", "recompute", "cache_gb")
+FREE = ("log_every", "save_every", "keep", "trackers", "broken", "trouble", "spike", "passes", "recompute", "cache_gb")
 
 
 def within(interval: str, default: Any) -> Any:
@@ -147,7 +147,7 @@ def resolve(config: Any, given: Mapping[str, Any], where: str = "") -> Any:
             continue
         value = convert(value, hints[key], name)
         interval = known[key].metadata.get("in")
-        if interval and not inside(value, interval):
+        if interval and value is not None and not inside(value, interval):
             raise ValueError(f"config field {name!r} is in {interval}, not {value!r}")
         choices = known[key].metadata.get("of")
         if choices and value not in choices:

@@ -50,10 +50,12 @@ class Fetched:
         return [[entry for entry in part if not isinstance(entry, str)] for part in found]
 
     def coming(self) -> Iterator[list[Encoded]]:
-        """Our parts of the steps after the one taken last, as they are there."""
+        """Our parts of the steps after the one taken last, as far as they are there already."""
         self.read_ahead()
         for parts in list(self.waiting):
             for part in parts:
+                if not all(future.done() for future in part):
+                    return
                 found = [future.result() for future in part]
                 yield [entry for entry in found if not isinstance(entry, str)]
 

@@ -11,8 +11,8 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, send_to_device
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedDataParallelKwargs, send_to_device
 from tqdm import tqdm
 
 from finetune import checkpoint
@@ -70,13 +70,7 @@ def train(
     """
     ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
     accelerator = Accelerator(kwargs_handlers=[ddp], log_with=trackers_of(config.trackers) or None, project_dir=folder)
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        raise ValueError("DeepSpeed takes its steps by itself, and cannot leave one out: take ddp.yaml or fsdp2.yaml")
-    if eyes := sorted(name for name in model.trained if name.startswith("vision.")):
-        raise ValueError(
-            f"unfreeze={model.config.unfreeze}, lora={model.config.lora}: {eyes[0]} and {len(eyes) - 1} more would not "
-            "be trained, since features of images are computed once; transformers' Trainer trains them"
-        )
+    check_trainable(model, config)
     model.to(accelerator.device)
     world, rank, passes = accelerator.num_processes, accelerator.process_index, config.batch.passes
     # what layers made of a text before is of use while they stay as they are, and are not computed again in backward
@@ -133,8 +127,8 @@ def train(
                 metrics.distrusted(step + 1, why, names)
                 if config.trouble == "stop":
                     raise FloatingPointError(
-                        f"step {step}: {why}, in a batch of {', '.join(names[:8])}{' ...' * (len(names) > 8)}: "
-                        "lower optim.lr, look at those samples, or skip such steps with trouble: skip"
+                        f"step {step + 1}: {why}, in a batch of {', '.join(names[:8])}{' ...' * (len(names) > 8)}: "
+                        "look at those samples; go on with --resume and trouble: skip, or start over with a lower lr"
                     )
                 progress.skipped += 1
             elif learnt:
@@ -153,8 +147,9 @@ def train(
                     found = score(progress.step)
                 model.train()
                 metrics.scored(progress.step, found)
+                progress.scores = found
                 if best := progress.best is None or found["score"] > progress.best:
-                    progress.best, progress.best_step = found["score"], progress.step
+                    progress.best, progress.best_step, progress.best_scores = found["score"], progress.step, found
             if best or due(progress.step, config.save_every, config.steps):
                 checkpoint.save(folder, progress, model, optimizer, config.keep)
                 saved = progress.step
@@ -162,6 +157,22 @@ def train(
             checkpoint.save(folder, progress, model, optimizer, config.keep)
     model.eval()
     return progress
+
+
+def check_trainable(model: MultimodalLM, config: TrainConfig) -> None:
+    """ValueError for fewer images than parts, a model whose eyes are to be trained, and trackers that there are not."""
+    world, passes = PartialState().num_processes, config.batch.passes
+    if config.batch.images < world * passes:
+        raise ValueError(
+            f"batch.images: {config.batch.images} for {world} process{'es' * (world > 1)} with {passes} pass"
+            f"{'es' * (passes > 1)} each, which need {world * passes} at least; raise it"
+        )
+    if eyes := sorted(name for name in model.trained if name.startswith("vision.")):
+        raise ValueError(
+            f"unfreeze={model.config.unfreeze}, lora={model.config.lora}: {eyes[0]} and {len(eyes) - 1} more would not "
+            "be trained, since features of images are computed once; transformers' Trainer trains them"
+        )
+    trackers_of(config.trackers)
 
 
 def due(step: int, every: int, steps: int) -> bool:
@@ -198,11 +209,12 @@ def prepare(model: MultimodalLM, collate: Collator, mixture: Mixture, config: Tr
         found = (read(mixture, name) for name in mixture.part(number // parts, number % parts, parts))
         return [entry for entry in found if isinstance(entry, Encoded)]
 
-    steps = tqdm(range(config.calibrate), desc="calibrating", unit="batch")
+    idle = not PartialState().is_main_process
+    steps = tqdm(range(config.calibrate), desc="calibrating", unit="batch", disable=idle)
     with plain_attention(model):  # as in training: batches may keep what the decoder made of a prefix
         reach = calibrate(model, (send_to_device(collate(samples(step)), model.device) for step in steps))
     if config.words:
-        steps = tqdm(range(config.words), desc="learning words", unit="batch")
+        steps = tqdm(range(config.words), desc="learning words", unit="batch", disable=idle)
         ids = sorted(word for word, _ in mixture.words().most_common(MOST_WORDS))
         shown = (send_to_device(collate.shown(samples(step)), model.device) for step in steps)
         speak(model, learn_words(model, ids, shown, config.words), reach)

@@ -41,7 +41,7 @@ def learnt_loss(forward: nn.Module, model: MultimodalLM, batch: dict[str, Any]) 
     Args:
         forward: the model, or what a distributed wrapper made of it.
         model: the model itself.
-        batch: of `Batches`, with `labels` [R, T], what each token foretells, and `below`.
+        batch: of a `Collator`, with `labels` [R, T], what each token foretells, and `below`.
     """
     inputs = dict(batch)
     labels = inputs.pop("labels")

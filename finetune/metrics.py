@@ -50,8 +50,8 @@ class Metrics:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.bar.close()
-        if self.config.trackers and error is None:
-            self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:  # end_training would take the processes apart, too
+            tracker.finish()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:

@@ -89,7 +89,9 @@ def quickstart(config: QuickstartConfig, folder: Path, *, resume: bool = False, 
     longest["scenes"] = max(entry.text.answer for entry in sentences)
     with resumable(folder):
         with timed(seconds, "train"):
-            train(model, cache, Mixture(parts, [config.vqa_share, 1 - config.vqa_share]), config.train, folder)
+            mixture = Mixture(parts, [config.vqa_share, 1 - config.vqa_share])
+            if train(model, cache, mixture, config.train, folder).step < config.train.steps:
+                raise KeyboardInterrupt  # SIGTERM, after which a checkpoint was saved
         model.save_pretrained(folder)
         plot_loss(folder / METRICS, folder / LOSS)
         with timed(seconds, "eval"):

@@ -51,7 +51,7 @@ def main_writes() -> Iterator[bool]:
     state, failed = PartialState(), [False]
     try:
         yield state.is_main_process
-    except (OSError, ValueError):
+    except BaseException:  # Ctrl-C, too
         failed = [True]
         raise
     finally:

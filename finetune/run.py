@@ -1,7 +1,6 @@
 """A run of `mmlm finetune`: data and model as the settings say, trained, scored and saved."""
 
 import math
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -13,8 +12,8 @@ from accelerate import PartialState
 
 from finetune import checkpoint
 from finetune.batches import Batches, Mixture
-from finetune.folder import SURVEYS, start_folder
-from finetune.loop import train
+from finetune.folder import CHECKPOINTS, SURVEYS, start_folder
+from finetune.loop import check_trainable, train
 from finetune.ranks import main_writes
 from finetune.reading import Reading
 from finetune.run_config import DataConfig, ModelConfig, RunConfig, check_run
@@ -46,20 +45,21 @@ def finetune(config: RunConfig, folder: Path, *, resume: bool = False, overwrite
             check_run(config, folder, resume=resume, overwrite=overwrite)
     torch.manual_seed(config.seed)
     model = build(config.model).to(state.device)
-    data, tests = ([opened(one, model) for one in some] for some in (config.data, config.held_out))
+    check_trainable(model, config)
+    data, tests = opened(config.data, model), opened(config.held_out, model)
     cache = FeatureCache(model.vision, zoo.home() / "features", round(config.cache_gb * 1e9))
+    score = scorer(config, model, cache, tests, folder)
     found = surveyed(config, model, data, folder, resume)
     sets = [
         Batches(Reading(model, cache, rows, one.rows), config.batch, config.seed, one.facts)
         for rows, one in zip(data, found, strict=True)
     ]
     steps = config.steps or math.ceil(config.epochs * sum(map(len, sets)))
-    score = scorer(config, model, cache, tests, folder)
     progress = train(
         model,
         cache,
-        Mixture(sets, [one.weight for one in config.data]),
-        replace(config, steps=steps),
+        Mixture(sets, [one.weight or len(its) for one, its in zip(config.data, sets, strict=True)]),
+        replace(config, steps=steps, calibrate=0 if config.model.adapter else config.calibrate),
         folder,
         seed=config.seed,
         score=score,
@@ -67,13 +67,15 @@ def finetune(config: RunConfig, folder: Path, *, resume: bool = False, overwrite
     )
     if progress.step < steps:
         return False
-    if config.score.take == "best" and progress.best_step:
+    best = config.score.take == "best"
+    if best:
         checkpoint.load_step(folder, progress.best_step, model)
     weights = checkpoint.whole(model.saved())
     with main_writes() as mine:
         if mine:
             model.config.data = [one.path for one in config.data]
-            model.config.scores = score.last if score else {}
+            scores = progress.best_scores if best else progress.scores
+            model.config.scores = {name: value for name, value in scores.items() if name != "score"}
             model.save_pretrained(folder, state_dict=weights)
     return True
 
@@ -84,17 +86,28 @@ def build(config: ModelConfig) -> MultimodalLM:
     adapter, settings, decoder_kwargs = said.pop("adapter", None), said.pop("settings"), said.pop("decoder_kwargs")
     if adapter is None:
         return MultimodalLM.from_parts(**said, **settings, decoder_kwargs=decoder_kwargs)
-    if more := {**said, **settings}.keys() - {"decoder", "vision"}:
+    usual = asdict(ModelConfig())
+    if more := {name for name, value in said.items() if value != usual[name]} | settings.keys():
         raise ValueError(
             f"model.{sorted(more)[0]}: of the saved adapter {adapter} it is what it was; leave it out, or adapter="
         )
     return MultimodalLM.from_pretrained(adapter, decoder_kwargs=decoder_kwargs)
 
 
-def opened(config: DataConfig, model: MultimodalLM) -> Rows:
-    """A data set, whose captions are asked for as the model asks."""
-    said = {name: value for name, value in asdict(config).items() if name not in ("path", "weight")}
-    return open_data(config.path, prompt=model.config.caption_prompt, **said)
+def opened(data: Sequence[DataConfig], model: MultimodalLM) -> list[Rows]:
+    """Data sets, whose captions are asked for as the model asks. The main process fetches and indexes them first."""
+
+    def open_all() -> list[Rows]:
+        found = []
+        for one in data:
+            said = {name: value for name, value in asdict(one).items() if name not in ("path", "weight")}
+            found.append(open_data(one.path, prompt=model.config.caption_prompt, **said))
+        return found
+
+    with main_writes() as mine:
+        if mine:
+            open_all()
+    return open_all()
 
 
 def surveyed(config: RunConfig, model: MultimodalLM, data: Sequence[Rows], folder: Path, resume: bool) -> list[Survey]:
@@ -106,6 +119,7 @@ def surveyed(config: RunConfig, model: MultimodalLM, data: Sequence[Rows], folde
             start_folder(config, folder)
             for one, path in zip(found, paths, strict=True):
                 keep(one, path)
+            (folder / CHECKPOINTS).mkdir()  # a run is there from now on
     found = [kept(path) for path in paths]
     for rows, one in zip(data, found, strict=True):
         if len(rows) != (before := len(one.rows) + len(one.broken)):
@@ -124,12 +138,10 @@ def scorer(
     """What scores the run; None without held-out data. ValueError if none of them can be read."""
     if not tests:
         return None
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and (config.score.by != "loss" or config.score.cards):
-        raise ValueError("score: a sharded model says nothing while it is trained: take by: loss, and cards: 0")
     with main_writes() as mine:
         if mine:  # whose features the others then find
-            held_out(tests, cache, config.score.samples, config.seed)
-    samples, broken = held_out(tests, cache, config.score.samples, config.seed)
+            held_out(model, cache, tests, config)
+    samples, broken = held_out(model, cache, tests, config)
     if not samples:
         raise ValueError(f"held_out: not one sample can be read; the first: {broken[0]}")
     if PartialState().is_main_process:

@@ -1,5 +1,6 @@
 """Settings of `mmlm finetune`; `configs/finetune.yaml` is one to begin with."""
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ class DataConfig:
 
     path: str = ""
     """File, folder, URL or hub id, as `mmlm.data.open_data` takes it."""
-    weight: float = within("(0, inf)", 1.0)
-    """Its share of the steps, beside other data sets."""
+    weight: float | None = within("(0, inf)", None)
+    """Its share of the steps, beside other data sets; None: as it has images."""
     split: str | None = None
     """Of a data set that has several."""
     format: str | None = None
@@ -40,7 +41,8 @@ class ModelConfig:
     vision: str | list[str] = VISION
     """The frozen backbone, "timm/NAME", "open_clip:NAME/TAG", a folder, or the embedded one; or several."""
     adapter: str | None = None
-    """A saved adapter to begin with, folder or hub id; it names its own decoder and vision. None: an untrained one."""
+    """A saved adapter to begin with, folder or hub id, on the decoder and vision it was trained on, which are not to be
+    said again. None: an untrained one."""
     every: int | None = None
     """Every so many-th decoder layer has a gated block in front; None: four of the last third have."""
     start: int | None = None
@@ -98,7 +100,7 @@ class RunConfig(TrainConfig):
     steps: int = within("[0, inf)", 0)
     """Optimizer steps; 0: as many as `epochs` come to."""
     epochs: float = within("(0, inf)", 1.0)
-    """How often every image comes, if `steps` is 0."""
+    """How often every image comes, if `steps` is 0; where data sets have weights, in the mean."""
     longest: int = within("[1, inf)", 2048)
     """Tokens of a sample, at the most; longer ones are left out and told."""
     seed: int = within("[0, inf)", 0)
@@ -124,3 +126,12 @@ def check_run(config: RunConfig, folder: Path, *, resume: bool, overwrite: bool)
         for number, one in enumerate(getattr(config, name)):
             if not one.path:
                 raise ValueError(f"{name}[{number}]: a data set without its path; give it one")
+            if name == "held_out" and one.weight is not None:
+                raise ValueError(f"{name}[{number}].weight: held-out samples are drawn alike; leave it out")
+    if config.score.take == "best" and not config.held_out:
+        raise ValueError("score.take: best of what is scored, and nothing is held out: name it, --held_out val/")
+    sharded = os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    if sharded and config.held_out and (config.score.by != "loss" or config.score.cards):
+        raise ValueError("score: a sharded model says nothing while it is trained: take by: loss, and cards: 0")
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        raise ValueError("DeepSpeed takes its steps by itself, and cannot leave one out: take ddp.yaml or fsdp2.yaml")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import send_to_device
 
 from eval.captions import caption_scores
 from eval.report import Card, write_report
@@ -17,10 +18,12 @@ from finetune.encoded import Encoded, encode
 from finetune.folder import SAMPLES
 from finetune.loss import learnt_loss
 from finetune.ranks import everyone, total
-from finetune.run_config import ScoreConfig
+from finetune.run_config import RunConfig, ScoreConfig
+from finetune.survey import find
 from mmlm.data import Rows, Sample
 from mmlm.model import MultimodalLM
 from vision.features import FeatureCache
+from vision.images import identity
 
 BATCH = 16  # samples of a forward whose loss is taken
 Metric = Callable[[Sequence[str], Sequence[Sequence[str]]], float]
@@ -43,11 +46,16 @@ class Scorer:
         self.model, self.cache, self.samples, self.config, self.folder = model, cache, samples, config, folder
         self.collate = Collator(model, cache)
         self.entries = encode(model, cache, samples, "encoding held-out images")
+        self.most = max(entry.text.answer for entry in self.entries)
+        """Tokens of an answer."""
         self.last: dict[str, float] = {}
         """What was found last."""
 
     def __call__(self, step: int) -> dict[str, float]:
         """The score, "score", of which more is better; what it is made of; and that with the images shuffled."""
+        for sample in self.samples:  # whose features others may have taken the room of
+            for image in sample.images:
+                self.cache.add(image)
         if self.config.by == "loss":
             loss, other = self.loss(self.entries), self.loss(shuffled(self.entries))
             self.last = {"held_out_loss": loss, "held_out_loss_shuffled": other}
@@ -55,7 +63,7 @@ class Scorer:
         else:
             name, metric = METRICS[self.config.by]
             right = [sample.references or (sample.answer,) for sample in self.samples]
-            score, other = (metric(self.answers(self.samples, mixed), right) for mixed in (False, True))
+            score, other = (metric(self.answers(shown), right) for shown in (self.samples, mixed(self.samples)))
             self.last = {name: score, f"{name}_shuffled": other}
         if self.config.cards:
             self.show(step)
@@ -69,23 +77,24 @@ class Scorer:
         most = -(-len(entries) // state.num_processes)
         summed, count = 0.0, 0.0
         for start in range(0, most, BATCH):
-            loss, learnt = learnt_loss(self.model, self.model, self.collate(mine[start : start + BATCH]))
+            batch = send_to_device(self.collate(mine[start : start + BATCH]), self.model.device)
+            loss, learnt = learnt_loss(self.model, self.model, batch)
             summed, count = summed + loss.item(), count + learnt
         summed, count = total([summed, count])
         return summed / count
 
-    def answers(self, samples: Sequence[Sample], mixed: bool) -> list[str]:
-        """What the model says to each sample; `mixed`, with another's images."""
+    def answers(self, samples: Sequence[Sample]) -> list[str]:
+        """What the model says to each sample."""
         state = PartialState()
         mine = samples[state.process_index :: state.num_processes]
-        said = everyone(predict(self.model, self.cache, mine, shuffled=mixed, say="asking") if mine else [])
+        said = predict(self.model, self.cache, mine, max_new_tokens=self.most, say="asking") if mine else []
         order = sorted(range(len(samples)), key=lambda place: place % state.num_processes)
-        return [answer for _, answer in sorted(zip(order, said, strict=True))]
+        return [answer for _, answer in sorted(zip(order, everyone(said), strict=True))]
 
     def show(self, step: int) -> None:
         """Writes samples.html."""
         samples = self.samples[: self.config.cards]
-        said = self.answers(samples, False)
+        said = self.answers(samples)
         if PartialState().is_main_process:
             right = accuracy_each(said, [sample.references or (sample.answer,) for sample in samples])
             cards = [Card(*one) for one in zip(samples, said, (each == 1 for each in right), strict=True)]
@@ -99,16 +108,26 @@ def shuffled(entries: Sequence[Encoded]) -> list[Encoded]:
     return [replace(entry, images=images) for entry, images in zip(entries, others, strict=True)]
 
 
-def held_out(data: Sequence[Rows], cache: FeatureCache, count: int, seed: int) -> tuple[list[Sample], list[str]]:
-    """So many samples of all data sets, drawn by the seed; and why others that were drawn are not among them."""
+def mixed(samples: Sequence[Sample]) -> list[Sample]:
+    """Samples with the images of others, of which none keeps its own unless no others are as many."""
+    images = [tuple(map(identity, sample.images)) for sample in samples]
+    known = dict(zip(images, (sample.images for sample in samples), strict=True))
+    return [replace(sample, images=known[its]) for sample, its in zip(samples, shuffle(images), strict=True)]
+
+
+def held_out(
+    model: MultimodalLM, cache: FeatureCache, data: Sequence[Rows], config: RunConfig
+) -> tuple[list[Sample], list[str]]:
+    """Samples of all data sets, drawn by the seed; and why others that were drawn are not among them."""
     places = [(which, number) for which, rows in enumerate(data) for number in range(len(rows))]
-    random.Random(f"{seed} held out").shuffle(places)
+    random.Random(f"{config.seed} held out").shuffle(places)
     samples, broken = list[Sample](), list[str]()
     for which, number in places:
-        if len(samples) == count:
+        if len(samples) == config.score.samples:
             break
         try:
             sample: Sample = data[which][number]
+            find(model, data[which], number, config.longest)
             for image in sample.images:
                 cache.add(image)
             samples.append(sample)

@@ -5,6 +5,7 @@ goes on plans the same batches, and every process of it.
 """
 
 import hashlib
+import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,14 +41,13 @@ class Survey:
 
 @dataclass(frozen=True)
 class Found:
-    """What was found in a row: hashes of its images, of its question and its answer; sizes; the tokens learnt."""
+    """What was found in a row: hashes of its images, of its question and its answer; sizes."""
 
     group: int
     question: int
     answer: int
     size: int
     length: int
-    learnt: list[int]
 
 
 def survey(model: MultimodalLM, rows: Rows, longest: int, say: str) -> Survey:
@@ -59,13 +59,17 @@ def survey(model: MultimodalLM, rows: Rows, longest: int, say: str) -> Survey:
     ValueError if no row is left.
     """
 
-    def look(number: int) -> Found | str:
+    def look(number: int) -> tuple[Found, list[int]] | str:
         try:
             return find(model, rows, number, longest)
         except ValueError as error:
             return str(error)
 
-    found = list(tqdm(ahead(look, range(len(rows)), alone=False), total=len(rows), desc=say, unit="row"))
+    words, found = Counter[int](), list[Found | str]()
+    for one in tqdm(ahead(look, range(len(rows)), alone=False), total=len(rows), desc=say, unit="row"):
+        if isinstance(one, tuple):
+            words.update(one[1])
+        found.append(one[0] if isinstance(one, tuple) else one)
     kept = [(number, one) for number, one in enumerate(found) if isinstance(one, Found)]
     broken = [one for one in found if isinstance(one, str)]
     if not kept:
@@ -76,13 +80,13 @@ def survey(model: MultimodalLM, rows: Rows, longest: int, say: str) -> Survey:
         np.array([one.answer for _, one in kept]),
         np.array([one.size for _, one in kept]),
         np.array([one.length for _, one in kept]),
-        Counter(word for _, one in kept for word in one.learnt),
+        words,
     )
     return Survey(np.array([number for number, _ in kept]), facts, broken)
 
 
-def find(model: MultimodalLM, rows: Rows, number: int, longest: int) -> Found:
-    """What is in a row. ValueError, naming it, if it cannot be learnt from."""
+def find(model: MultimodalLM, rows: Rows, number: int, longest: int) -> tuple[Found, list[int]]:
+    """What is in a row, and the tokens that are learnt. ValueError, naming it, if it cannot be learnt from."""
     sample = rows[number]
     try:
         text = asked(model, sample, answered=True)
@@ -92,10 +96,11 @@ def find(model: MultimodalLM, rows: Rows, number: int, longest: int) -> Found:
         sizes = [image_size(opened(image)) for image in sample.images]
     except ValueError as error:
         raise ValueError(f"{rows.place(number)}: {error}") from error
-    shown = hashed(repr([identity(image) for image in sample.images]))
+    # a text alone is shown by itself
+    shown = hashed(repr([identity(image) for image in sample.images] or number))
     size = sum(plan_tiles(*size, model.vision.detail).embeddings for size in sizes)
     learnt = Encoded(sample.id, sample.question, sample.answer, (), text).learnt
-    return Found(shown, hashed(sample.question), hashed(sample.answer), size, len(text.ids), learnt)
+    return Found(shown, hashed(sample.question), hashed(sample.answer), size, len(text.ids)), learnt
 
 
 def hashed(words: str) -> int:
@@ -107,7 +112,7 @@ def keep(found: Survey, path: Path) -> None:
     """Writes what was found."""
     facts = found.facts
     words = np.array(sorted(facts.words.items()), dtype=np.int64).reshape(-1, 2)
-    broken = np.array("\n".join(found.broken))
+    broken = np.array(json.dumps(found.broken))
     numbers = {name: getattr(facts, name) for name in NUMBERS}
     with whole_file(path) as draft, draft.open("wb") as file:
         np.savez(file, allow_pickle=False, rows=found.rows, words=words, broken=broken, **numbers)
@@ -118,4 +123,4 @@ def kept(path: Path) -> Survey:
     with np.load(path) as found:
         numbers = {name: found[name] for name in NUMBERS}
         words = Counter({int(word): int(count) for word, count in found["words"]})
-        return Survey(found["rows"], Facts(**numbers, words=words), str(found["broken"]).splitlines())
+        return Survey(found["rows"], Facts(**numbers, words=words), json.loads(str(found["broken"])))

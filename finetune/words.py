@@ -38,7 +38,7 @@ class Words:
 
 
 def learn_words(model: MultimodalLM, ids: list[int], batches: Iterable[dict[str, Any]], steps: int) -> Words:
-    """Trains the media projection, and one vote for each of the words `ids`, on `steps` batches of `Batches.shown`.
+    """Trains the media projection, and one vote for each of the words `ids`, on `steps` batches of `Collator.shown`.
 
     FloatingPointError for features that are not finite.
     """

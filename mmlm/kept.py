@@ -15,17 +15,20 @@ Parts = tuple[tuple[int, ...], ...]  # a text's token ids in parts: what is reme
 # Of a chunk: 32 rows of 24 take half as long as 8 and 8 and so on. `padded_experts` see to their own shapes.
 TOKENS = 768
 
+ROOM = 2**31  # bytes of all results that are kept
+
 
 class Kept:
     """Results by text. A subclass says how a chunk of texts is computed.
 
     Args:
-        most: results that are kept; the oldest make room.
+        most: results that are kept, if they take no more than `ROOM`; the oldest make room.
     """
 
     def __init__(self, most: int) -> None:
         self.most = most
         self.kept: dict[Parts, Tensor] = {}  # the oldest first
+        self.bytes = 0
 
     def compute(self, texts: Sequence[Parts], widths: Sequence[int]) -> Iterable[Tensor]:
         """The result of each text; each part is to be padded to its width."""
@@ -47,8 +50,9 @@ class Kept:
                 made = dict(zip(chunk, self.compute(filled, widths), strict=False))
                 found |= made
                 self.kept |= made
-        while len(self.kept) > self.most:
-            del self.kept[next(iter(self.kept))]
+                self.bytes += sum(result.nbytes for result in made.values())
+        while len(self.kept) > self.most or self.bytes > ROOM:
+            self.bytes -= self.kept.pop(next(iter(self.kept))).nbytes
         return [found[text] for text in texts]
 
 

@@ -23,7 +23,7 @@ from vision.files import whole_file
 from vision.images import ImageError, Lazy, Source, file_bytes, opened
 
 FORM = 3  # of what encoders make of the same pictures; counts up when they make something else
-YOUNG = 600.0  # seconds in which a file was used that somebody may be about to read
+YOUNG = 3600.0  # seconds in which a file was used that somebody may be about to read
 
 
 class FeatureCache:

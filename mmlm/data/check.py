@@ -97,13 +97,13 @@ def leaked(one: Mapping[str, tuple[int, Seen]], other: Mapping[str, tuple[int, S
     same = [(one[pixels][0], other[pixels][0]) for pixels in one if pixels in other]
     report: Report = {"same": same}
     if near is not None:
-        alike = Alike(near)
-        for row, seen in one.values():
-            alike.add(row, None, [seen.likeness])
+        alike, known = Alike(near), [row for row, _ in one.values()]
+        for place, (_, seen) in enumerate(one.values()):
+            alike.add(place, None, [seen.likeness])
         likely = (
             (alike.find(None, [seen.likeness]), row) for pixels, (row, seen) in other.items() if pixels not in one
         )
-        report["near"] = [(found, row) for found, row in likely if found is not None]
+        report["near"] = [(known[place], row) for place, row in likely if place is not None]
     return report
 
 

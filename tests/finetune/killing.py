@@ -60,12 +60,14 @@ def run(words, processes, kill=lambda: False):
     return True
 
 
-def moment(checkpoints, delay):
-    """When to kill: so many seconds after the run has got on."""
-    before, since = names(checkpoints, "step-*"), []
+def moment(checkpoints, steps, delay):
+    """When to kill: so many seconds after the run has taken so many steps, each with its checkpoint."""
+    seen, since = [names(checkpoints, "step-*")], []
 
     def kill():
-        if not since and names(checkpoints, "step-*") != before:
+        if (now := names(checkpoints, "step-*")) != seen[-1]:
+            seen.append(now)
+        if not since and len(seen) > steps:
             since.append(time.perf_counter())
         return bool(since) and time.perf_counter() - since[0] > delay
 
@@ -92,7 +94,11 @@ def killings(words, folder, kills, processes):
     """How often the run was killed before it ended, and how many kills left half a checkpoint."""
     drawn, halves = random.Random(0), 0
     for number in range(kills):
-        kind = amid_a_write(folder, drawn.randint(1, 5)) if number % 2 else moment(folder, drawn.uniform(0, 0.4))
+        kind = (
+            amid_a_write(folder, drawn.randint(1, 5))
+            if number % 2
+            else moment(folder, drawn.randint(1, 8), drawn.uniform(0, 0.04))
+        )
         if run(words, processes, kind):
             return number, halves
         halves += bool(names(folder, ".step-*.part"))

@@ -77,6 +77,54 @@ def test_scores_of_choice(by, write, pairs, tmp_path):
     assert not (tmp_path / "run" / "samples.html").exists()
 
 
+def test_the_best_weights_are_saved_if_asked_for(write, pairs, tmp_path):
+    """With their scores. What is held out is so unlike what is learnt that it gets worse."""
+    score = {"every": 1, "samples": 4, "cards": 0, "take": "best"}
+    row = {"image": str(pairs / "00.png"), "text": "~~||^^{}{}"}
+    (tmp_path / "held.jsonl").write_text(json.dumps(row))
+    held = str(tmp_path / "held.jsonl")
+    words = write(held_out=held, score=score, steps=5, save_every=1, keep=9, optim={"lr": 0.05, "warmup": 1})
+    assert cli.main(["finetune", *words]) == 0
+    run = tmp_path / "run"
+    scored = [line for line in lines(run) if "score" in line]
+    best = max(scored, key=lambda line: line["score"])
+    assert best["step"] < 5, "else it tells nothing"
+    (path,) = [path for path in checkpoints(run) if step_of(path) == best["step"]]
+    saved = load_file(run / "model.safetensors")
+    assert all(saved[name].equal(value) for name, value in read(path)["trained"].items())
+    config = mmlm.MultimodalLM.from_pretrained(run).config
+    assert config.scores == {name: best[name] for name in ("held_out_loss", "held_out_loss_shuffled")}
+    (run / "model.safetensors").unlink()
+    assert cli.main(["finetune", *words, "--resume"]) == 0
+    assert mmlm.MultimodalLM.from_pretrained(run).config.scores == config.scores, "resumed, nothing was scored again"
+
+
+def test_texts_alone_are_each_shown_by_themselves(write, pairs, tmp_path):
+    rows = [{"question": f"what is {n}?", "answer": "a number"} for n in range(9)]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = write(data=[str(pairs), str(tmp_path / "texts.jsonl")], steps=0, epochs=1)
+    assert cli.main(["finetune", *words]) == 0
+    assert lines(tmp_path / "run")[-1]["step"] == 3 + 3
+
+
+def test_what_cannot_be_leaves_an_earlier_run_alone(write, pairs, tmp_path, capsys):
+    assert cli.main(["finetune", *write(steps=2)]) == 0
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
+    (tmp_path / "held").mkdir()
+    (tmp_path / "held" / "a.png").write_bytes(b"no image")
+    (tmp_path / "held" / "a.txt").write_text("a thing")
+    for words in (
+        ["--trackers", "tensorbord"],
+        ["--held_out", str(tmp_path / "held")],
+        ["--batch.passes", "9"],
+        ["--longest", "2"],
+        ["--score.take", "best"],
+        ["--model.unfreeze", "['vision.*']"],
+    ):
+        assert cli.main(["finetune", *write(steps=2), *words, "--overwrite"]) == 1, words
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()} == before
+
+
 def test_several_data_sets_in_their_shares(write, pairs, tmp_path, capsys):
     rows = [{"image": str(pairs / f"{n:02}.png"), "question": "what is it?", "answer": "a shape"} for n in range(4)]
     rows += [{"image": "nowhere.png", "question": "what is it?", "answer": "a shape"}, {"image": "a.png"}]
@@ -101,6 +149,7 @@ def test_several_data_sets_in_their_shares(write, pairs, tmp_path, capsys):
         ({}, ["--trouble", "look away"], "config field 'trouble' is stop or skip, not 'look away'"),
         ({}, ["--model.decoder", "nowhere/at-all/x"], "nowhere/at-all/x"),
         ({"model": {"adapter": "a/b", "start": 3}}, [], "model.start: of the saved adapter a/b it is what it was"),
+        ({"held_out": [{"path": "a", "weight": 2}]}, [], "held_out[0].weight: held-out samples are drawn alike"),
         ({"longest": 3}, [], "none of its 12 rows can be learnt from; the first: "),
     ],
 )
@@ -185,7 +234,7 @@ def test_a_sharded_model_takes_the_step_of_a_whole_one(parts, pairs, tmp_path):
 def test_processes_and_passes_take_the_same_step(write, tmp_path):
     """Of the same samples: 1 process with 1 pass and with 8, 2 processes with 4 passes. Gradients within 1e-6."""
     assert cli.main(["finetune", *write("begun", optim={"lr": 0.01})]) == 0
-    settings = {"steps": 1, "calibrate": 0, "model": {"adapter": str(tmp_path / "begun")}, "batch": {"images": 8}}
+    settings = {"steps": 1, "model": {"adapter": str(tmp_path / "begun")}, "batch": {"images": 8}}
     assert cli.main(["finetune", *write("1", **settings)]) == 0
     assert cli.main(["finetune", *write("1 x 8", **settings), "--batch.passes", "8"]) == 0
     with torchrun([*write("2 x 4", **settings), "--batch.passes", "4"], 2) as process:
