@@ -94,11 +94,8 @@ def killings(words, folder, kills, processes):
     """How often the run was killed before it ended, and how many kills left half a checkpoint."""
     drawn, halves = random.Random(0), 0
     for number in range(kills):
-        kind = (
-            amid_a_write(folder, drawn.randint(1, 5))
-            if number % 2
-            else moment(folder, drawn.randint(1, 8), drawn.uniform(0, 0.04))
-        )
+        steps = drawn.randint(1, 8)
+        kind = amid_a_write(folder, steps) if number % 2 else moment(folder, steps, drawn.uniform(0, 0.04))
         if run(words, processes, kind):
             return number, halves
         halves += bool(names(folder, ".step-*.part"))
