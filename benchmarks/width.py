@@ -15,6 +15,7 @@ of the rate (muP, Yang et al. 2022, arXiv:2203.03466), without it all learn at t
 import argparse
 import json
 import os
+import random
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -40,16 +41,20 @@ from vision.backbone import load_backbone
 from vision.features import FeatureCache
 
 WIDTHS = (64, 128, 256, 512)
-RATES = [2.0**power for power in range(-13, -3)]
+RATES = [2.0**power for power in range(-12, -4)]
 COLORS, SHAPES = ("red", "green", "blue", "gold", "black", "pink"), ("circle", "square", "bar", "ring")
+COUNT = 192  # samples, of more tokens than the widest decoder has channels
 
 
 def samples() -> list[Sample]:
-    """Drawn shapes and their captions."""
-    found = []
-    for number, (color, shape) in enumerate((color, shape) for color in COLORS for shape in SHAPES):
+    """Drawn shapes and their captions: color, shape and size, and a number that nobody can see."""
+    found, drawn = [], random.Random(0)
+    for number in range(COUNT):
+        color, shape, side = drawn.choice(COLORS), drawn.choice(SHAPES), drawn.choice((30, 50, 76))
         picture = Image.new("RGB", (96, 96), "white")
-        draw, box = ImageDraw.Draw(picture), (10, 40, 86, 56) if shape == "bar" else (20, 20, 76, 76)
+        draw = ImageDraw.Draw(picture)
+        left, top = (drawn.randint(4, 92 - side) for _ in range(2))
+        box = (left, top, left + side, top + (side // 4 if shape == "bar" else side))
         match shape:
             case "circle":
                 draw.ellipse(box, fill=color)
@@ -57,7 +62,9 @@ def samples() -> list[Sample]:
                 draw.ellipse(box, outline=color, width=9)
             case _:
                 draw.rectangle(box, fill=color)
-        found.append(Sample.pair(str(number), (picture,), "what is it?", f"a {color} {shape}"))
+        size = {30: "small", 50: "middling", 76: "large"}[side]
+        caption = f"a {size} {color} {shape}, number {drawn.randint(100, 999)}"
+        found.append(Sample.pair(str(number), (picture,), "what is it?", caption))
     return found
 
 
@@ -98,17 +105,19 @@ class Trial:
         self.samples = samples()
 
     def run(self, width: int, lr: float, rule: bool, steps: int) -> tuple[float, float]:
-        """The mean loss of the last five steps, and how much the blocks add to a token, in units of its states."""
+        """The mean loss of the last ten steps, and how much the blocks add to a token, in units of its states."""
         model = made(width, self.tokenizer, self.vision)
         cache = FeatureCache(model.vision, self.folder / "features")
         data = encode(model, cache, self.samples, "encoding")
         rates = OptimConfig(lr=lr, gate_lr=0.0, width=WIDTHS[0] if rule else 0, warmup=0, final=1.0, weight_decay=0.0)
         batch = BatchConfig(images=8, per_image=1)
-        config = TrainConfig(steps=steps, log_every=1, save_every=steps, calibrate=3, words=0, optim=rates, batch=batch)
+        config = TrainConfig(
+            steps=steps, log_every=1, save_every=steps, calibrate=24, words=0, optim=rates, batch=batch
+        )
         with tempfile.TemporaryDirectory(dir=self.folder) as run:
             train(model, cache, Mixture([Batches(data, batch, 0)], [1]), config, Path(run))
             lines = [json.loads(line) for line in Path(run, METRICS).read_text(encoding="utf-8").splitlines()]
-        losses = [line["loss"] for line in lines[-5:]]
+        losses = [line["loss"] for line in lines[-10:]]
         return sum(losses) / len(losses), self.added(model)
 
     @torch.no_grad()

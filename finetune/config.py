@@ -41,7 +41,7 @@ class OptimConfig:
     beta2: float = within("[0, 1)", 0.95)
     """Second moment's decay."""
     warmup: int = within("[0, inf)", 30)
-    """Steps over which the rates rise to their peak."""
+    """Steps over which the rates rise to their peak; a fifth of all at the most."""
     final: float = within("[0, 1]", 0.02)
     """Rates at the end, as a share of the peak."""
     clip: float = within("(0, inf)", 1.0)

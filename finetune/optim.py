@@ -52,7 +52,8 @@ def set_rates(optimizer: torch.optim.Optimizer, step: int, steps: int, config: O
 
 def schedule(step: int, steps: int, config: OptimConfig) -> float:
     """The share of its peak that a rate has at a step: linear warm-up, then linear decay."""
-    if step < config.warmup:
-        return (step + 1) / config.warmup
-    left = (steps - step) / max(1, steps - config.warmup)
+    warmup = min(config.warmup, steps // 5)
+    if step < warmup:
+        return (step + 1) / warmup
+    left = (steps - step) / max(1, steps - warmup)
     return config.final + (1 - config.final) * left

@@ -37,5 +37,5 @@ class Reading(Sequence[Encoded]):
             written = [self.model.processor.describe(image, self.cache.folder.parent / "ocr") for image in images]
             text = asked(self.model, sample, True, written if self.model.processor.reader else ())
         except ValueError as error:
-            raise ValueError(f"{self.rows.place(number)}: {error}") from error
+            raise ValueError(self.rows.blame(number, error)) from error
         return Encoded(sample.id, sample.question, sample.answer, keys, text, sum(map(self.cache.size, keys)))

@@ -95,7 +95,7 @@ def find(model: MultimodalLM, rows: Rows, number: int, longest: int) -> tuple[Fo
             raise ValueError(f"{len(text.ids)} tokens, more than --longest {longest}; raise that, or shorten it")
         sizes = [image_size(opened(image)) for image in sample.images]
     except ValueError as error:
-        raise ValueError(f"{rows.place(number)}: {error}") from error
+        raise ValueError(rows.blame(number, error)) from error
     # a text alone is shown by itself
     shown = hashed(repr([identity(image) for image in sample.images] or number))
     size = sum(plan_tiles(*size, model.vision.detail).embeddings for size in sizes)

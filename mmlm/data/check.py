@@ -47,7 +47,7 @@ def survey(rows: Rows, measure: Measure, say: str) -> tuple[Report, dict[str, tu
         try:
             learnt, other = measure(sample) if sample else (0, 0)
         except ValueError as error:
-            sample, why = None, f"{rows.place(row.number)}: {error}"
+            sample, why = None, rows.blame(row.number, error)
         if sample is None:
             broken.append({"row": row.number, "why": why})
             continue

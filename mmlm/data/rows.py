@@ -40,7 +40,12 @@ class Rows(Sequence[Sample]):
         try:
             return self.read(number)
         except (ValueError, OSError) as error:
-            raise SampleError(f"{self.place(number)}: {error}") from error
+            raise SampleError(self.blame(number, error)) from error
+
+    def blame(self, number: int, error: Exception) -> str:
+        """What is wrong with row `number`, with its place if the error does not begin with that."""
+        place, said = self.place(number), str(error)
+        return said if said.startswith(place) else f"{place}: {said}"
 
     def each(self) -> Iterator[Sample | SampleError]:
         """All samples in order, an error in the place of one that is broken."""

@@ -58,7 +58,7 @@ def walk(rows: Rows, say: str) -> Iterator[Read]:
         try:
             return Read(number, sample, tuple(map(see, sample.images)))
         except ImageError as error:
-            return Read(number, None, (), f"{rows.place(number)}: {error}")
+            return Read(number, None, (), rows.blame(number, error))
 
     return iter(tqdm(ahead(read, range(len(rows)), alone=False), total=len(rows), desc=say, unit="sample"))
 
