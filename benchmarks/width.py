@@ -31,10 +31,12 @@ from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerF
 
 from eval.plots import check_matplotlib
 from finetune.batches import Batches, Mixture
+from finetune.collate import Collator
 from finetune.config import BatchConfig, OptimConfig, TrainConfig
-from finetune.encoded import encode
+from finetune.encoded import IGNORED, encode
 from finetune.folder import METRICS
 from finetune.loop import train
+from finetune.loss import learnt_loss
 from mmlm.model import MultimodalLM
 from mmlm.samples import Sample
 from vision.backbone import load_backbone
@@ -118,20 +120,18 @@ class Trial:
             train(model, cache, Mixture([Batches(data, batch, 0)], [1]), config, Path(run))
             lines = [json.loads(line) for line in Path(run, METRICS).read_text(encoding="utf-8").splitlines()]
         losses = [line["loss"] for line in lines[-10:]]
-        return sum(losses) / len(losses), self.added(model)
+        return sum(losses) / len(losses), self.added(model.train(), Collator(model, cache)(data[:8]))
 
-    @torch.no_grad()
-    def added(self, model: MultimodalLM) -> float:
-        """The root mean square of what the gated blocks add to the tokens of a text about an image, over its unit."""
+    def added(self, model: MultimodalLM, batch: dict[str, Any]) -> float:
+        """The root mean square of what the gated blocks add to the learnt tokens of a batch, over its unit."""
         found = []
 
-        def note(block: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-            found.append(((out - args[0]) / block.scale).square().mean())
+        def note(block: Any, args: tuple[Any, ...], out: torch.Tensor) -> None:
+            learnt = (batch["labels"] != IGNORED)[:, -out.shape[1] :]
+            found.append(((out - args[0])[learnt] / block.scale).detach().square().mean())
 
-        handles = [block.register_forward_hook(note, with_kwargs=True) for block in model.adapter.blocks]
-        model.train()  # folded blocks, as of eval mode, are not called
-        with torch.enable_grad():
-            model(**model.processor(self.samples[0].images[0], "what is it? a red circle"))
+        handles = [block.register_forward_hook(note) for block in model.adapter.blocks]
+        learnt_loss(model, model, batch)
         for handle in handles:
             handle.remove()
         return float(torch.stack(found).mean().sqrt())
@@ -145,7 +145,7 @@ def row(name: str, values: Iterable[Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("docs/width.png"), help="the plot (docs/width.png)")
-    parser.add_argument("--steps", type=int, default=60, help="of a run of the sweep (60)")
+    parser.add_argument("--steps", type=int, default=40, help="of a run of the sweep (40)")
     args = parser.parse_args()
     check_matplotlib()
     from matplotlib import pyplot
