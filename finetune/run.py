@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from finetune import checkpoint
 from finetune.batches import Batches, Mixture
@@ -25,6 +26,7 @@ from mmlm.model import MultimodalLM
 from vision.features import FeatureCache
 
 FEW = 5  # rows that are left out, told one by one
+MEETING = timedelta(minutes=1)  # in which processes meet: a launcher starts those anew that do not
 PATIENCE = timedelta(hours=2)  # of processes with each other: the main one looks at the data for all
 
 
@@ -39,7 +41,9 @@ def finetune(config: RunConfig, folder: Path, *, resume: bool = False, overwrite
     FileExistsError, FileNotFoundError or ValueError for a folder, data or settings that do not fit; then as `train`.
     """
     # Accelerate joins the processes of a machine without a GPU only if it is told that there is none
-    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
+    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=MEETING)
+    if state.num_processes > 1:
+        _set_pg_timeout(PATIENCE)
     with main_writes() as mine:
         if mine:
             check_run(config, folder, resume=resume, overwrite=overwrite)
