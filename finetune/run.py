@@ -8,8 +8,8 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
+import torch.distributed
 from accelerate import PartialState
-from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from finetune import checkpoint
 from finetune.batches import Batches, Mixture
@@ -43,7 +43,7 @@ def finetune(config: RunConfig, folder: Path, *, resume: bool = False, overwrite
     # Accelerate joins the processes of a machine without a GPU only if it is told that there is none
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=MEETING)
     if state.num_processes > 1:
-        _set_pg_timeout(PATIENCE)
+        torch.distributed.set_timeout(PATIENCE)
     with main_writes() as mine:
         if mine:
             check_run(config, folder, resume=resume, overwrite=overwrite)
