@@ -35,7 +35,7 @@ class Encoded:
     @property
     def learnt(self) -> list[int]:
         """The tokens that are learnt."""
-        return [token for start, stop in self.text.learnt for token in self.text.ids[start:stop]]
+        return self.text.taught
 
     def split(self, count: int) -> Parts:
         """Its tokens but the last, which foretells nothing: the first `count`, others before what is learnt, others."""

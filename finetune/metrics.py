@@ -145,6 +145,11 @@ def memory_gb(device: torch.device) -> float:
     """The most memory held so far: the device's, or this process's where that is the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
+    return peak_rss_gb()
+
+
+def peak_rss_gb() -> float:
+    """The most memory this process has held."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e9  # bytes there, KiB here
 

@@ -1,7 +1,6 @@
 """The quickstart: real parts, real data, a trained adapter, its scores and its answers, on a machine without a GPU."""
 
 import random
-import resource
 import sys
 import time
 from collections import Counter
@@ -25,6 +24,7 @@ from finetune.data import EASY_VQA_CREDIT, easy_vqa, named, redrawn, scenes
 from finetune.encoded import encode
 from finetune.folder import LOSS, METRICS, PAGE, REPORT, check_folder, has_run, start_folder
 from finetune.loop import train
+from finetune.metrics import peak_rss_gb
 from finetune.plots import plot_loss
 from finetune.ranks import check_alone
 from finetune.scenes import CREDIT
@@ -207,12 +207,6 @@ def parameters(model: MultimodalLM) -> dict[str, int]:
         "active": total - model.decoder.num_parameters() + active_parameters(model.decoder),
         "trainable": model.num_parameters(only_trainable=True),
     }
-
-
-def peak_rss_gb() -> float:
-    """The most memory this process has held."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9  # bytes there, KiB here
 
 
 def make_cards(samples: Sequence[Sample], said: Sequence[str], count: int) -> list[Card]:

@@ -1,8 +1,9 @@
 """Several processes, one run: who writes, what all of them count, and errors that all of them hear of."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 import torch.distributed
@@ -11,6 +12,8 @@ from accelerate.utils import broadcast_object_list, gather_object, reduce
 from torch.nn.parallel import DistributedDataParallel
 
 from mmlm.model import MultimodalLM
+
+Result = TypeVar("Result")
 
 
 def total(values: Sequence[float]) -> list[float]:
@@ -59,6 +62,13 @@ def main_writes() -> Iterator[bool]:
             broadcast_object_list(failed)
     if failed[0]:
         raise SystemExit(1)  # the main process says why
+
+
+def main_first(work: Callable[[], Result]) -> Result:
+    """What `work` gives in each process: in the main one first, whose files the others then find."""
+    with main_writes() as mine:
+        found = [work()] if mine else []
+    return found[0] if found else work()
 
 
 def check_alone() -> None:

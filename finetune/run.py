@@ -15,7 +15,7 @@ from finetune import checkpoint
 from finetune.batches import Batches, Mixture
 from finetune.folder import CHECKPOINTS, SURVEYS, start_folder
 from finetune.loop import check_trainable, train
-from finetune.ranks import main_writes
+from finetune.ranks import main_first, main_writes
 from finetune.reading import Reading
 from finetune.run_config import DataConfig, ModelConfig, RunConfig, check_run
 from finetune.score import Scorer, held_out
@@ -101,17 +101,11 @@ def build(config: ModelConfig) -> MultimodalLM:
 def opened(data: Sequence[DataConfig], model: MultimodalLM) -> list[Rows]:
     """Data sets, whose captions are asked for as the model asks. The main process fetches and indexes them first."""
 
-    def open_all() -> list[Rows]:
-        found = []
-        for one in data:
-            said = {name: value for name, value in asdict(one).items() if name not in ("path", "weight")}
-            found.append(open_data(one.path, prompt=model.config.caption_prompt, **said))
-        return found
+    def open_one(one: DataConfig) -> Rows:
+        said = {name: value for name, value in asdict(one).items() if name not in ("path", "weight")}
+        return open_data(one.path, prompt=model.config.caption_prompt, **said)
 
-    with main_writes() as mine:
-        if mine:
-            open_all()
-    return open_all()
+    return main_first(lambda: list(map(open_one, data)))
 
 
 def surveyed(config: RunConfig, model: MultimodalLM, data: Sequence[Rows], folder: Path, resume: bool) -> list[Survey]:
@@ -142,10 +136,7 @@ def scorer(
     """What scores the run; None without held-out data. ValueError if none of them can be read."""
     if not tests:
         return None
-    with main_writes() as mine:
-        if mine:  # whose features the others then find
-            held_out(model, cache, tests, config)
-    samples, broken = held_out(model, cache, tests, config)
+    samples, broken = main_first(lambda: held_out(model, cache, tests, config))
     if not samples:
         raise ValueError(f"held_out: not one sample can be read; the first: {broken[0]}")
     if PartialState().is_main_process:

@@ -19,7 +19,7 @@ from finetune.folder import SAMPLES
 from finetune.loss import learnt_loss
 from finetune.ranks import everyone, total
 from finetune.run_config import RunConfig, ScoreConfig
-from finetune.survey import find
+from finetune.survey import learnable
 from mmlm.data import Rows, Sample
 from mmlm.model import MultimodalLM
 from vision.features import FeatureCache
@@ -126,8 +126,7 @@ def held_out(
         if len(samples) == config.score.samples:
             break
         try:
-            sample: Sample = data[which][number]
-            find(model, data[which], number, config.longest)
+            sample, *_ = learnable(model, data[which], number, config.longest)
             for image in sample.images:
                 cache.add(image)
             samples.append(sample)

@@ -15,14 +15,19 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from finetune.batches import Facts
-from finetune.encoded import Encoded, check_learnt
+from finetune.encoded import check_learnt
 from mmlm.data.rows import Rows
+from mmlm.data.sample import Sample
 from mmlm.model import MultimodalLM
+from mmlm.processor import Marked
 from mmlm.samples import asked, identity
 from vision.ahead import ahead
 from vision.files import whole_file
 from vision.images import image_size, opened
 from vision.tiles import plan_tiles
+
+Size = tuple[int, int]
+"""(width, height) in pixels."""
 
 NUMBERS = ("group", "question", "answer", "size", "length")  # of Facts
 
@@ -85,9 +90,9 @@ def survey(model: MultimodalLM, rows: Rows, longest: int, say: str) -> Survey:
     return Survey(np.array([number for number, _ in kept]), facts, broken)
 
 
-def find(model: MultimodalLM, rows: Rows, number: int, longest: int) -> tuple[Found, list[int]]:
-    """What is in a row, and the tokens that are learnt. ValueError, naming it, if it cannot be learnt from."""
-    sample = rows[number]
+def learnable(model: MultimodalLM, rows: Rows, number: int, longest: int) -> tuple[Sample, Marked, list[Size]]:
+    """A row's sample, its tokens, and the sizes of its images. ValueError, naming it, if it cannot be learnt from."""
+    sample: Sample = rows[number]
     try:
         text = asked(model, sample, answered=True)
         check_learnt(sample, text)
@@ -96,11 +101,16 @@ def find(model: MultimodalLM, rows: Rows, number: int, longest: int) -> tuple[Fo
         sizes = [image_size(opened(image)) for image in sample.images]
     except ValueError as error:
         raise ValueError(rows.blame(number, error)) from error
+    return sample, text, sizes
+
+
+def find(model: MultimodalLM, rows: Rows, number: int, longest: int) -> tuple[Found, list[int]]:
+    """What is in a row, and the tokens that are learnt. ValueError, naming it, if it cannot be learnt from."""
+    sample, text, sizes = learnable(model, rows, number, longest)
     # a text alone is shown by itself
     shown = hashed(repr([identity(image) for image in sample.images] or number))
     size = sum(plan_tiles(*size, model.vision.detail).embeddings for size in sizes)
-    learnt = Encoded(sample.id, sample.question, sample.answer, (), text).learnt
-    return Found(shown, hashed(sample.question), hashed(sample.answer), size, len(text.ids)), learnt
+    return Found(shown, hashed(sample.question), hashed(sample.answer), size, len(text.ids)), text.taught
 
 
 def hashed(words: str) -> int:

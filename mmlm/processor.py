@@ -48,6 +48,11 @@ class Marked:
         return sum(stop - start for start, stop in self.learnt)
 
     @property
+    def taught(self) -> list[int]:
+        """The tokens that are learnt."""
+        return [token for start, stop in self.learnt for token in self.ids[start:stop]]
+
+    @property
     def prompt(self) -> int:
         """How many tokens come before the first that is learnt; all, if none is."""
         return self.learnt[0][0] if self.learnt else len(self.ids)
