@@ -44,14 +44,17 @@ class Progress:
     """Samples of all steps."""
     broken: int = 0
     """Those of them that could not be read."""
-    best: float | None = None
-    """The best score so far; more is better."""
-    best_step: int = 0
-    """The step that had it."""
     scores: dict[str, float] = field(default_factory=dict)
     """What was found when it was scored last."""
     best_scores: dict[str, float] = field(default_factory=dict)
     """And when it was best."""
+    best_step: int = 0
+    """The step that was."""
+
+    @property
+    def best(self) -> float | None:
+        """The best score so far; more is better."""
+        return self.best_scores.get("score")
 
 
 def save(folder: Path, progress: Progress, model: MultimodalLM, optimizer: torch.optim.Optimizer, keep: int) -> None:

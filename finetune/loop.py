@@ -149,7 +149,7 @@ def train(
                 metrics.scored(progress.step, found)
                 progress.scores = found
                 if best := progress.best is None or found["score"] > progress.best:
-                    progress.best, progress.best_step, progress.best_scores = found["score"], progress.step, found
+                    progress.best_step, progress.best_scores = progress.step, found
             if best or due(progress.step, config.save_every, config.steps):
                 checkpoint.save(folder, progress, model, optimizer, config.keep)
                 saved = progress.step

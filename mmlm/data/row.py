@@ -162,16 +162,19 @@ def parsed(text: bytes) -> Any:
 
 
 def answers_of(row: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
-    """The answer that is learnt, and all that are right, of a row with "answer", "answers" or both."""
+    """The answer that is learnt, and all that are right, of a row with "answer", "answers" or both.
+
+    VQAv2 calls the first "multiple_choice_answer".
+    """
     others = [
         string(one.get("answer") if isinstance(one, dict) else one, "answers")
         for one in listed(row.get("answers", []), "answers")
     ]
-    given = row.get("answer", row.get("multiple_choice_answer"))
+    field = "multiple_choice_answer" if "answer" not in row and "multiple_choice_answer" in row else "answer"
+    given = row.get(field)
     if given is None and not others:
         raise ValueError(f"question without an answer; it takes one, or a list of answers; it has {brief(list(row))}")
-    answer = learnt(Counter(others).most_common(1)[0][0] if given is None else given, "answer")
-    return answer, tuple(others)
+    return learnt(Counter(others).most_common(1)[0][0] if given is None else given, field), tuple(others)
 
 
 def string(value: Any, field: str) -> str:

@@ -2,13 +2,12 @@
 
 import json
 import os
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmlm.data.lines import BOM, SPACE, Lines, array_spans
-from mmlm.data.row import RowReader, brief, learnt, listed, string
+from mmlm.data.row import RowReader, answers_of, brief, learnt, string
 from mmlm.data.rows import Rows
 from mmlm.data.sample import Sample
 
@@ -74,14 +73,8 @@ class Vqa(Rows):
         found = self.answers.get(row.get("question_id"))
         if found is None:
             raise ValueError("no annotation has its question_id; name the annotations that belong to these questions")
-        others = tuple(
-            string(one.get("answer") if isinstance(one, dict) else one, "answers")
-            for one in listed(found.get("answers", []), "answers")
-        )
-        given = found.get("multiple_choice_answer")
-        given = Counter(others).most_common(1)[0][0] if given is None and others else given
+        answer, others = answers_of(found)
         shown = str(Path(self.folder, self.pattern.format(image)))
-        answer = learnt(given, "multiple_choice_answer")
         return Sample.pair(
             str(row.get("question_id")), (shown,), question, answer, others, str(found.get("answer_type", ""))
         )

@@ -45,7 +45,7 @@ def names(folder):
 
 def test_what_is_loaded_is_what_was_saved(start, tmp_path):
     model, optimizer = start()
-    progress = Progress(7, 0.5, 1, 30, 2, best=3.5, best_step=4)
+    progress = Progress(7, 0.5, 1, 30, 2, {"score": 3.0}, {"score": 3.5}, best_step=4)
     checkpoint.save(tmp_path, progress, model, optimizer, 2)
     other, its = start(seed=1)
     frozen = {name: p.clone() for name, p in other.named_parameters() if name not in other.trained}
