@@ -8,6 +8,8 @@ import pytest
 from families import CANNOT, is_moe, types
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as MAPPING
 
+from mmlm import cli
+
 CHECKS = {
     "blind_is_exact": "blind",
     "blind_rows_are_exact": "mixed batch",
@@ -128,3 +130,15 @@ def mark(said, notes):
     if said in (PASSED, FAILED):
         return said
     return f"–<sup>{notes.setdefault(said, len(notes) + 1)}</sup>"
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """The test starts in this folder, which is empty, with cache folders and an environment of its own."""
+    monkeypatch.setenv("MMLM_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    for name, value in cli.ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"

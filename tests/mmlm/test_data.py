@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from data_verb import write_lines
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,20 +21,7 @@ from mmlm.data.row import RowReader, row_of
 from mmlm.names import CAPTION_PROMPT
 from vision.images import ImageError, open_image, opened
 
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    """Every test starts in a folder of its own, with a cache folder of its own."""
-    monkeypatch.setenv("MMLM_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    return tmp_path / "here"
-
-
-@pytest.fixture
-def here(elsewhere):
-    return elsewhere
+pytestmark = pytest.mark.usefixtures("here")
 
 
 @pytest.fixture
@@ -51,11 +39,6 @@ def png(picture):
 def write_json(path, value):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value))
-    return path
-
-
-def write_lines(path, *rows):
-    path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows))
     return path
 
 
@@ -187,7 +170,7 @@ def test_where_lines_are_is_remembered_of_long_files(here, monkeypatch):
     assert len(open_data(path)) == 1
 
 
-def test_images_of_jsonl_may_be_elsewhere(here, png):
+def test_images_of_jsonl_may_be_here(here, png):
     (here / "pictures").mkdir()
     (here / "pictures/a.png").write_bytes(png())
     path = write_lines(here / "data.jsonl", {"image": "a.png", "text": "x"})
@@ -314,7 +297,7 @@ def samples(draw):
 @given(sample=samples())
 def test_a_row_reads_as_the_sample_it_was_written_of(sample):
     row = json.loads(json.dumps(row_of(sample, sample.images)))
-    assert RowReader("/elsewhere")(row, "number") == sample
+    assert RowReader("/here")(row, "number") == sample
 
 
 # -- JSON -------------------------------------------------------------------------------------------------------------
@@ -365,15 +348,15 @@ COCO = {
 }
 
 
-@pytest.mark.parametrize("place", ["annotations", "val2017", "images", "annotations/val2017", "elsewhere"])
+@pytest.mark.parametrize("place", ["annotations", "val2017", "images", "annotations/val2017", "here"])
 def test_coco(place, here, png):
     path = write_json(here / "annotations/captions_val2017.json", COCO)
     (here / place).mkdir(exist_ok=True)
     for name in ("a.png", "b.png"):
         (here / place / name).write_bytes(png())
-    rows = open_data(path, images=place if place == "elsewhere" else None)
+    rows = open_data(path, images=place if place == "here" else None)
     ape, bee = (
-        str((here if place != "elsewhere" else here.relative_to(here)) / place / name) for name in ("a.png", "b.png")
+        str((here if place != "here" else here.relative_to(here)) / place / name) for name in ("a.png", "b.png")
     )
     assert rows.format == "coco" and [rows[0], rows[1], rows[2]] == [
         caption("10", bee, "a bee ", ("a bee ", "one bee")),
@@ -550,7 +533,7 @@ def write_tar(path, files):
 
 
 def test_tars(here, png):
-    row = {"question": "<image> or <image>?", "answer": "The first.", "image": "elsewhere.png"}
+    row = {"question": "<image> or <image>?", "answer": "The first.", "image": "here.png"}
     write_tar(
         here / "data-00.tar",
         {

@@ -3,14 +3,13 @@
 import io
 import json
 import tarfile
-from importlib.metadata import EntryPoint
 
 import pytest
+from data_verb import run, write_lines
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from mmlm import cli
 from mmlm.config import AdapterConfig
 from mmlm.data import Sample, Turn, open_data
 from mmlm.data.check import check, spread
@@ -19,27 +18,7 @@ from mmlm.data.measure import Characters, Tokens
 from mmlm.processor import Processor
 from vision.pyramid import Pyramid
 
-VERB = EntryPoint("data", "mmlm.data.commands:data", cli.GROUP)
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
-    """Every test starts in an empty folder, with a cache folder of its own."""
-    monkeypatch.setenv("MMLM_HOME", str(tmp_path / "home"))
-    for name in cli.ENVIRONMENT:
-        monkeypatch.setenv(name, cli.ENVIRONMENT[name])
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    return tmp_path / "here"
-
-
-def run(*words):
-    """The exit status of `mmlm data ...`, however the package is installed."""
-    return cli.guarded(lambda: (args := cli.verb_parser(VERB).parse_args(list(words))).run(args) or 0)
-
-
-def write_lines(path, *rows):
-    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+pytestmark = pytest.mark.usefixtures("here")
 
 
 @pytest.fixture

@@ -3,15 +3,14 @@
 import io
 import json
 import tarfile
-from importlib.metadata import EntryPoint
 
 import open_clip
 import pytest
 import torch
+from data_verb import run, write_lines
 from PIL import Image
 from torch import nn
 
-from mmlm import cli
 from mmlm.data import open_data
 from mmlm.data.clip import Clip
 from mmlm.data.hub import Table
@@ -19,29 +18,7 @@ from mmlm.data.prune import prune
 from mmlm.data.row import RowReader
 from vision.images import open_image, opened
 
-VERB = EntryPoint("data", "mmlm.data.commands:data", cli.GROUP)
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
-    """Every test starts in an empty folder, with a cache folder of its own."""
-    monkeypatch.setenv("MMLM_HOME", str(tmp_path / "home"))
-    for name in cli.ENVIRONMENT:
-        monkeypatch.setenv(name, cli.ENVIRONMENT[name])
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    return tmp_path / "here"
-
-
-def run(*words):
-    """The exit status of `mmlm data ...`, however the package is installed."""
-    return cli.guarded(lambda: (args := cli.verb_parser(VERB).parse_args(list(words))).run(args) or 0)
-
-
-def write_lines(path, *rows):
-    path.parent.mkdir(exist_ok=True)
-    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    return path
+pytestmark = pytest.mark.usefixtures("here")
 
 
 def left(report):
