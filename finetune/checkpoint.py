@@ -25,6 +25,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from finetune.folder import CHECKPOINTS
 from finetune.ranks import main_writes
 from mmlm.model import MultimodalLM
+from mmlm.store import misfit
 
 PATTERN = re.compile(r"step-(\d{8,})\.([0-9a-f]{32})\.pt")
 logger = logging.getLogger(__name__)
@@ -191,10 +192,8 @@ def like(value: Tensor, place: Tensor) -> Tensor:
 @torch.no_grad()
 def fill(places: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
     """Copies values to their places. ValueError if they are others, or of other shapes."""
-    shapes, wanted = ({name: tuple(t.shape) for name, t in some.items()} for some in (values, places))
-    if wrong := sorted(shapes.items() ^ wanted.items()):
-        name = wrong[0][0]
-        raise ValueError(f"{len(wrong)} tensors differ, such as {name}: {shapes.get(name)}, not {wanted.get(name)}")
+    if why := misfit(values, places):
+        raise ValueError(why)
     for name, place in places.items():
         place.copy_(like(values[name], place))
 

@@ -129,14 +129,19 @@ def digest(data: bytes) -> str:
 @torch.no_grad()
 def fill(places: Mapping[str, Tensor], weights: Mapping[str, Tensor], name: str | os.PathLike[str]) -> None:
     """Copies the weights to their places. ValueError if they are others than the config says."""
-    shapes, wanted = ({key: tuple(t.shape) for key, t in some.items()} for some in (weights, places))
-    if wrong := sorted(shapes.items() ^ wanted.items()):
-        raise ValueError(
-            f"{name}: {WEIGHTS} does not fit {CONFIG} beside it ({len(wrong)} tensors differ, such as {wrong[0][0]}); "
-            "copy both anew"
-        )
+    if why := misfit(weights, places):
+        raise ValueError(f"{name}: {WEIGHTS} does not fit {CONFIG} beside it ({why}); copy both anew")
     for key, place in places.items():
         place.copy_(weights[key])
+
+
+def misfit(values: Mapping[str, Tensor], places: Mapping[str, Tensor]) -> str:
+    """Why values do not fit their places, by names and shapes; "" if they do."""
+    shapes, wanted = ({name: tuple(t.shape) for name, t in some.items()} for some in (values, places))
+    if not (wrong := sorted(shapes.items() ^ wanted.items())):
+        return ""
+    name = wrong[0][0]
+    return f"{len(wrong)} tensors differ, such as {name}: {shapes.get(name)}, not {wanted.get(name)}"
 
 
 def check_fingerprint(config: AdapterConfig, found: dict[str, str], name: str | os.PathLike[str]) -> None:
