@@ -13,9 +13,9 @@ from torch.nn.utils.rnn import pad_sequence
 from finetune.below import Below
 from finetune.encoded import IGNORED, Encoded
 from mmlm.kept import Parts
+from mmlm.marked import Marked
 from mmlm.model import MultimodalLM
 from mmlm.prefix import Prefixes
-from mmlm.processor import Marked
 from mmlm.samples import media_of
 from vision.features import FeatureCache
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mmlm.kept import Parts
+from mmlm.marked import Marked
 from mmlm.model import MultimodalLM
 from mmlm.prefix import blind
-from mmlm.processor import Marked
 from mmlm.samples import Sample, asked, encode_images, read_images
 from vision.features import FeatureCache
 

@@ -18,8 +18,8 @@ from finetune.batches import Facts
 from finetune.encoded import check_learnt
 from mmlm.data.rows import Rows
 from mmlm.data.sample import Sample
+from mmlm.marked import Marked
 from mmlm.model import MultimodalLM
-from mmlm.processor import Marked
 from mmlm.samples import asked, identity
 from vision.ahead import ahead
 from vision.files import whole_file

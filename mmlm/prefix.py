@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicLayer
 
 from mmlm.decoder import home
 from mmlm.kept import Kept, Parts
-from mmlm.processor import Marked
+from mmlm.marked import Marked
 
 MOST = 1024  # prefixes kept; one of SmolLM2's with 15 tokens takes 0.4 MB
 

@@ -9,7 +9,7 @@ import os
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from mmlm import store, zoo
 from mmlm.config import AdapterConfig
 from mmlm.decoder import load_tokenizer
+from mmlm.marked import Marked, apart, lines_of_its_own, tokens_of
 from mmlm.media import KEYS, collate
 from mmlm.messages import Message, Text, flatten, images_of_rows, is_one, pictures, shorten
 from mmlm.names import CONFIG, MARK
@@ -31,31 +32,6 @@ from vision.ocr import Engine, Reader, describe
 from vision.pyramid import Pyramid
 
 STAND_IN = "9f2c61d07be34a58"  # what no text has in it
-
-
-@dataclass(frozen=True)
-class Marked:
-    """One prompt without its marks: token ids, and for each of them the image seen last (-1: none yet)."""
-
-    ids: list[int]
-    index: list[int]
-    learnt: tuple[tuple[int, int], ...] = ()
-    """(start, stop) of the tokens that are learnt, in order; none is empty, none is in two."""
-
-    @property
-    def answer(self) -> int:
-        """How many tokens are learnt."""
-        return sum(stop - start for start, stop in self.learnt)
-
-    @property
-    def taught(self) -> list[int]:
-        """The tokens that are learnt."""
-        return [token for start, stop in self.learnt for token in self.ids[start:stop]]
-
-    @property
-    def prompt(self) -> int:
-        """How many tokens come before the first that is learnt; all, if none is."""
-        return self.learnt[0][0] if self.learnt else len(self.ids)
 
 
 class Processor(ProcessorMixin):
@@ -412,32 +388,3 @@ class Processor(ProcessorMixin):
             index[number, where] = torch.tensor(row.index)
             mask[number, where] = 1
         return ids, mask, index
-
-
-def tokens_of(offsets: Sequence[tuple[int, int]], start: int, stop: int) -> tuple[int, int]:
-    """The tokens, from one to before another, that have any of the characters from `start` to before `stop`.
-
-    Args:
-        offsets: (start, stop) of each token in the text. Those of one character in several tokens are all the same; of
-            white space that a tokenizer trims nothing is left but its end.
-    """
-    ends = list(accumulate((end for _, end in offsets), max))
-    first, last = bisect_right(ends, start), bisect_right(ends, stop)
-    if last < len(ends) and offsets[last][0] < stop:
-        last += 1  # it goes on after the stop
-    return first, max(first, last)
-
-
-def apart(spans: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
-    """The spans that are not empty; a token in two of them is in the first."""
-    found, reached = [], 0
-    for start, stop in spans:
-        if stop > max(start, reached):
-            found.append((max(start, reached), stop))
-            reached = stop
-    return tuple(found)
-
-
-def lines_of_its_own(text: str, before: str) -> str:
-    """What is written in an image, as it stands after what was said before; "" stays ""."""
-    return "\n" * (bool(before) and not before.endswith("\n")) + text + "\n" if text else ""

@@ -7,9 +7,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mmlm.data.sample import Sample as Sample
+from mmlm.marked import Marked
 from mmlm.media import collate
 from mmlm.model import MultimodalLM
-from mmlm.processor import Marked
 from mmlm.turns import read_turns
 from vision.features import FeatureCache
 from vision.images import ImageError, identity, opened

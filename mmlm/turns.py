@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 from mmlm.config import AdapterConfig
 from mmlm.data.sample import Sample, Turn
+from mmlm.marked import Marked
 from mmlm.messages import Message
 from mmlm.names import MARK
-from mmlm.processor import Marked, Processor
+from mmlm.processor import Processor
 
 
 def asking(config: AdapterConfig, question: str, images: int = 1) -> list[Message]:

@@ -21,6 +21,7 @@ from finetune.config import OptimConfig
 from finetune.encoded import encode
 from finetune.loss import learnt_loss
 from finetune.optim import adamw
+from finetune.ranks import joined
 from finetune.shard import ready_to_shard
 from mmlm.data import open_data
 from mmlm.model import MultimodalLM
@@ -62,35 +63,36 @@ def gradients(model, collate, entries, scale):
     return whole({name: parameter.grad for name, parameter in learning(model)})
 
 
-one, two = make(), sharded(make())
-kinds = {name: isinstance(parameter, DTensor) for name, parameter in two.named_parameters()}
-assert all(kinds[name] != name.startswith("vision.") for name in kinds), "all but the eyes"
+with joined():
+    one, two = make(), sharded(make())
+    kinds = {name: isinstance(parameter, DTensor) for name, parameter in two.named_parameters()}
+    assert all(kinds[name] != name.startswith("vision.") for name in kinds), "all but the eyes"
 
-cache = FeatureCache(one.vision, Path(folder, "features"))
-entries = encode(one, cache, list(open_data(pairs)), "encoding")
-learnt = sum(entry.text.answer for entry in entries)
-wanted = gradients(one, Collator(one, cache), entries, 1 / learnt)
-collate = Collator(two, cache)
-got = gradients(two, collate, entries[state.process_index :: 2], 2 / learnt)
-for name, gradient in wanted.items():
-    torch.testing.assert_close(got[name], gradient, rtol=0, atol=1e-6, msg=name)
+    cache = FeatureCache(one.vision, Path(folder, "features"))
+    entries = encode(one, cache, list(open_data(pairs)), "encoding")
+    learnt = sum(entry.text.answer for entry in entries)
+    wanted = gradients(one, Collator(one, cache), entries, 1 / learnt)
+    collate = Collator(two, cache)
+    got = gradients(two, collate, entries[state.process_index :: 2], 2 / learnt)
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(got[name], gradient, rtol=0, atol=1e-6, msg=name)
 
-# A part without an image has the same layers run, and gradients of zero.
-gradients(two, collate, entries[:4] if state.is_main_process else [], 1.0)
+    # A part without an image has the same layers run, and gradients of zero.
+    gradients(two, collate, entries[:4] if state.is_main_process else [], 1.0)
 
-optimizer = adamw(learning(two), rates)
-optimizer.step()
-checkpoint.save(Path(folder), Progress(1), two, optimizer, 2)
-fresh = make()
-its = adamw(learning(fresh), rates)
-assert checkpoint.load(Path(folder), fresh, its) == Progress(1)
-assert all(value.equal(fresh.saved()[name]) for name, value in whole(two.saved()).items())
-other = sharded(make())
-again = adamw(learning(other), rates)
-assert checkpoint.load(Path(folder), other, again) == Progress(1)
-assert all(value.equal(fresh.saved()[name]) for name, value in whole(other.saved()).items())
-for model, optimizer in ((fresh, its), (other, again)):
-    found, kept = checkpoint.moments(model, optimizer), checkpoint.moments(two, optimizer=adamw(learning(two), rates))
-    assert found.keys() == {name for name, _ in learning(model)} and not kept
-assert two.adapter.gates().keys() == one.adapter.gates().keys()
-two.save_pretrained(Path(folder, "saved"), is_main_process=state.is_main_process, state_dict=whole(two.saved()))
+    optimizer = adamw(learning(two), rates)
+    optimizer.step()
+    checkpoint.save(Path(folder), Progress(1), two, optimizer, 2)
+    fresh = make()
+    its = adamw(learning(fresh), rates)
+    assert checkpoint.load(Path(folder), fresh, its) == Progress(1)
+    assert all(value.equal(fresh.saved()[name]) for name, value in whole(two.saved()).items())
+    other = sharded(make())
+    again = adamw(learning(other), rates)
+    assert checkpoint.load(Path(folder), other, again) == Progress(1)
+    assert all(value.equal(fresh.saved()[name]) for name, value in whole(other.saved()).items())
+    for model, optimizer in ((fresh, its), (other, again)):
+        assert checkpoint.moments(model, optimizer).keys() == {name for name, _ in learning(model)}
+        assert not checkpoint.moments(two, adamw(learning(two), rates))
+    assert two.adapter.gates().keys() == one.adapter.gates().keys()
+    two.save_pretrained(Path(folder, "saved"), is_main_process=state.is_main_process, state_dict=whole(two.saved()))

@@ -17,7 +17,7 @@ from finetune.config import BatchConfig
 from finetune.encoded import IGNORED, Encoded, encode
 from finetune.loss import learnt_loss
 from mmlm.data.sample import Turn
-from mmlm.processor import Marked
+from mmlm.marked import Marked
 from mmlm.samples import Sample, asked, media_of
 from vision.images import ImageError
 from vision.ocr import ENGINES

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mmlm.marked import Marked
 from mmlm.prefix import Prefixes, blind
-from mmlm.processor import Marked
 
 
 @pytest.fixture(scope="module")
