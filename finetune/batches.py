@@ -6,7 +6,7 @@ N samples, G groups of samples that show the same images.
 import math
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,9 @@ WINDOW = 32  # batches within which images are sorted by length
 
 Name = tuple[int, int]
 """A sample: which data set, and its number there."""
+
+Change = Callable[[Encoded, int, Name], Encoded]
+"""What a step makes of a sample of that name."""
 
 
 @dataclass(frozen=True)
@@ -126,10 +129,14 @@ def rarity(facts: Facts, power: float) -> np.ndarray:
 
 
 class Mixture:
-    """Several data sets in turn, in fixed shares: what step number n has is a function of n alone."""
+    """Several data sets in turn, in fixed shares: what step number n has is a function of n alone.
 
-    def __init__(self, sets: Sequence[Batches], shares: Sequence[float]) -> None:
-        self.sets, self.shares = sets, [share / sum(shares) for share in shares]
+    Args:
+        change: what a step makes of a sample: change(sample, step, name). None: nothing.
+    """
+
+    def __init__(self, sets: Sequence[Batches], shares: Sequence[float], change: Change | None = None) -> None:
+        self.sets, self.shares, self.change = sets, [share / sum(shares) for share in shares], change
         self.counts = [0] * len(sets)
         self.places: list[tuple[int, int]] = []  # of the batches so far
 
@@ -138,10 +145,14 @@ class Mixture:
         which, its = self.locate(number)
         return [(which, sample) for sample in self.sets[which].part(its, place, of)]
 
-    def read(self, name: Name) -> Encoded:
-        """The sample of a name, called by one thread or another. ValueError if it is broken."""
+    def read(self, name: Name, step: int | None = None) -> Encoded:
+        """The sample of a name, as a step takes it, if one is named. ValueError if it is broken.
+
+        Called by one thread or another.
+        """
         which, sample = name
-        return self.sets[which].data[sample]
+        entry = self.sets[which].data[sample]
+        return entry if step is None or self.change is None else self.change(entry, step, name)
 
     def words(self) -> Counter[int]:
         """How often each token is learnt in an epoch of each data set that has a share."""

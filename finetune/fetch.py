@@ -63,12 +63,12 @@ class Fetched:
         """Has the next steps read."""
         while len(self.waiting) < AHEAD and (step := self.first + len(self.waiting)) < self.steps:
             parts = [self.mixture.part(step, place, self.parts) for place in self.places]
-            self.waiting.append([[self.pool.submit(read, self.mixture, name) for name in part] for part in parts])
+            self.waiting.append([[self.pool.submit(read, self.mixture, name, step) for name in part] for part in parts])
 
 
-def read(mixture: Mixture, name: Name) -> Encoded | str:
-    """A sample, or what is wrong with it."""
+def read(mixture: Mixture, name: Name, step: int | None = None) -> Encoded | str:
+    """A sample, as a step takes it if one is named, or what is wrong with it."""
     try:
-        return mixture.read(name)
+        return mixture.read(name, step)
     except ValueError as error:  # an image's error is one, too
         return str(error)

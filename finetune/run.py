@@ -13,6 +13,7 @@ from accelerate import PartialState
 
 from finetune import checkpoint
 from finetune.batches import Batches, Mixture
+from finetune.denoise import Denoiser
 from finetune.folder import CHECKPOINTS, SURVEYS, start_folder
 from finetune.loop import check_trainable, train
 from finetune.ranks import main_first, main_writes
@@ -59,10 +60,14 @@ def finetune(config: RunConfig, folder: Path, *, resume: bool = False, overwrite
         for rows, one in zip(data, found, strict=True)
     ]
     steps = config.steps or math.ceil(config.epochs * sum(map(len, sets)))
+    shares = [one.weight or len(its) for one, its in zip(config.data, sets, strict=True)]
+    denoiser = Denoiser(
+        model.processor.tokenizer, model.config.caption_prompt, config.denoise, config.seed, config.longest
+    )
     progress = train(
         model,
         cache,
-        Mixture(sets, [one.weight or len(its) for one, its in zip(config.data, sets, strict=True)]),
+        Mixture(sets, shares, denoiser),
         replace(config, steps=steps, calibrate=0 if config.model.adapter else config.calibrate),
         folder,
         seed=config.seed,

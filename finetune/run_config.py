@@ -74,6 +74,21 @@ class ModelConfig:
 
 
 @dataclass
+class DenoiseConfig:
+    """UL2's mixture of denoisers (Tay et al. 2022, arXiv:2205.05131), on captions; `finetune/denoise.py` shows them."""
+
+    share: float = within("[0, 1]", 0.0)
+    """Of captions, how many are denoised whenever a step takes them: learnt in part, the rest given. Those of one or
+    two tokens, and those that would grow longer than `longest`, are not. 0: none is."""
+    r: float = within("[0, inf)", 1.0)
+    """How often, beside the others, short blanks are to be filled in: of 3 tokens in the mean, 15% of a caption."""
+    x: float = within("[0, inf)", 1.0)
+    """How often long ones are: of 12 tokens in the mean, half of a caption."""
+    s: float = within("[0, inf)", 1.0)
+    """How often a caption is to be gone on with, from any of its tokens."""
+
+
+@dataclass
 class ScoreConfig:
     """What the model is asked while it learns, and at the end."""
 
@@ -108,6 +123,7 @@ class RunConfig(TrainConfig):
     cache_gb: float = within("[0, inf)", 50.0)
     """What features of images may take on the disk; those not used for longest make room."""
     model: ModelConfig = field(default_factory=ModelConfig)
+    denoise: DenoiseConfig = field(default_factory=DenoiseConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
 
 
@@ -128,6 +144,10 @@ def check_run(config: RunConfig, folder: Path, *, resume: bool, overwrite: bool)
                 raise ValueError(f"{name}[{number}]: a data set without its path; give it one")
             if name == "held_out" and one.weight is not None:
                 raise ValueError(f"{name}[{number}].weight: held-out samples are drawn alike; leave it out")
+    if config.denoise.share and not config.denoise.r + config.denoise.x + config.denoise.s:
+        raise ValueError(
+            f"denoise.share: {config.denoise.share}, and r, x and s are 0: raise one of them, or set share to 0"
+        )
     if config.score.take == "best" and not config.held_out:
         raise ValueError("score.take: best of what is scored, and nothing is held out: name it, --held_out val/")
     sharded = os.environ.get("ACCELERATE_USE_FSDP") == "true"

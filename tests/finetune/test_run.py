@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 import mmlm
+from finetune import loop
 from finetune.checkpoint import checkpoints, read, step_of
 from finetune.folder import METRICS
 from mmlm import cli
@@ -151,6 +152,7 @@ def test_several_data_sets_in_their_shares(write, pairs, tmp_path, capsys):
         ({}, ["--model.decoder", "nowhere/at-all/x"], "nowhere/at-all/x"),
         ({"model": {"adapter": "a/b", "start": 3}}, [], "model.start: of the saved adapter a/b it is what it was"),
         ({"held_out": [{"path": "a", "weight": 2}]}, [], "held_out[0].weight: held-out samples are drawn alike"),
+        ({"denoise": {"r": 0, "x": 0, "s": 0}}, ["--denoise.share", "0.5"], "denoise.share: 0.5, and r, x and s are 0"),
         ({"longest": 3}, [], "none of its 12 rows can be learnt from; the first: "),
     ],
 )
@@ -177,6 +179,34 @@ def test_a_run_goes_on_with_its_own_settings_and_data(write, pairs, tmp_path, ca
     (data / "00.png").unlink()
     assert cli.main(["finetune", *words, "--resume"]) == 1
     assert f"{data}: 11 rows, and 12 when the run began; put back what it was" in capsys.readouterr().err
+
+
+def test_captions_are_denoised_if_asked_for(write, tmp_path, capsys, monkeypatch):
+    """It learns, otherwise than without, and stopped it goes on to the same bytes."""
+    settings = {"steps": 40, "save_every": 20, "log_every": 10, "optim": {"lr": 5e-3}}
+    assert cli.main(["finetune", *write("plain", **settings)]) == 0
+    assert cli.main(["finetune", *write("none", **settings), "--denoise.share", "0"]) == 0
+    words = ["--denoise.share", "1", "--denoise.x", "0.5"]
+    assert cli.main(["finetune", *write("whole", **settings), *words]) == 0
+    losses = [line["loss"] for line in lines(tmp_path / "whole")]
+    assert losses[-1] < 0.6 * losses[0]
+    assert weights(tmp_path / "none") == weights(tmp_path / "plain") != weights(tmp_path / "whole")
+
+    own, steps = loop.learnt_loss, []
+
+    def learnt_loss(*args):
+        steps.append(1)
+        if len(steps) == 27:
+            raise KeyboardInterrupt
+        return own(*args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "learnt_loss", learnt_loss)
+        assert cli.main(["finetune", *write("stopped", **settings), *words]) != 0
+    assert cli.main(["finetune", *write("stopped", **settings), "--resume"]) == 1
+    assert "--denoise.share is 1.0 in" in capsys.readouterr().err
+    assert cli.main(["finetune", *write("stopped", **settings), *words, "--resume"]) == 0
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
 
 
 def test_an_adapter_is_trained_further(write, tmp_path):
