@@ -11,6 +11,7 @@ as UL2 has them for decoders alone. Numbers are not learnt, so that nothing is t
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from random import Random
 
 from transformers import PreTrainedTokenizerBase
@@ -97,16 +98,24 @@ def blanked(text: Marked, stop: int, spans: Sequence[Span], code: Callable[[str]
 
 
 def blanks(count: int, rate: float, mean: float, drawn: Random) -> list[Span]:
-    """Spans of `count` tokens to be blanked: a share `rate` of them, `mean` tokens long, each where it likes.
+    """Spans of `count` tokens to be blanked: a share `rate` of them, `mean` tokens long, none next to another.
 
-    They do not touch. One token at least is blanked, and one is not.
+    One token at least is blanked, and one is not. Each token is as likely as any other to be: spans are drawn on a
+    ring, which is then cut anywhere. One that is cut becomes two, at the beginning and at the end.
     """
 
     def whole(number: float) -> int:
         return int(number + drawn.random())  # in the mean it is the number
 
+    def parted(tokens: int, parts: int) -> list[int]:
+        cuts = [0, *sorted(drawn.sample(range(1, tokens), parts - 1)), tokens]
+        return [stop - start for start, stop in pairwise(cuts)]
+
     lost = min(max(whole(count * rate), 1), count - 1)
-    number = min(max(whole(lost / mean), 1), lost, count - lost + 1)
-    places = sorted(drawn.sample(range(count - lost + 1), number))  # between the tokens that stay
-    cuts = [0, *sorted(drawn.sample(range(1, lost), number - 1)), lost]  # between the blanks' tokens
-    return [(place + cuts[n], place + cuts[n + 1]) for n, place in enumerate(places)]
+    number = min(max(whole(lost / mean), 1), lost, count - lost)
+    lengths = zip(parted(count - lost, number), parted(lost, number), strict=True)
+    ring = [blank for stays, goes in lengths for blank in [False] * stays + [True] * goes]
+    cut = drawn.randrange(count)
+    line = [False, *ring[cut:], *ring[:cut], False]
+    edges = [place for place, (one, other) in enumerate(pairwise(line)) if one != other]
+    return list(zip(edges[::2], edges[1::2], strict=True))

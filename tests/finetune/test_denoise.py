@@ -1,4 +1,4 @@
-"""Denoised captions: blanks and pieces are the caption, nothing but pieces is learnt, and a step decides what is drawn."""
+"""Denoised captions: blanks and pieces are the caption, pieces alone are learnt, and a step decides what is drawn."""
 
 import re
 from collections import Counter
@@ -87,9 +87,10 @@ def test_in_the_mean_blanks_are_as_many_and_as_long_as_said(kind):
     found = [blanks(count, rate, mean, drawn) for count in counts]
     lost = sum(stop - start for spans in found for start, stop in spans)
     assert lost / sum(counts) == pytest.approx(rate, rel=0.02)
-    assert lost / sum(map(len, found)) == pytest.approx(mean, rel=0.1)
-    edges = [sum(spans[0][0] == 0 for spans in found), sum(spans[-1][1] == n for spans, n in zip(found, counts))]
-    assert all(0.05 * len(found) < edge < 0.75 * len(found) for edge in edges), "the first and the last token, too"
+    assert lost / sum(map(len, found)) == pytest.approx(mean, rel=0.2), "but for those that are cut"
+    for place in (lambda count: 0, lambda count: count // 2, lambda count: count - 1):
+        at = sum(any(a <= place(n) < b for a, b in spans) for n, spans in zip(counts, found, strict=True))
+        assert at / len(found) == pytest.approx(rate, rel=0.2), "wherever it is"
 
 
 @pytest.fixture(scope="module", params=["small", pytest.param("default", marks=pytest.mark.slow)])
@@ -165,7 +166,7 @@ def test_captions_alone_are_denoised_and_none_if_not_asked_for(question, tokeniz
 
 def test_none_grows_longer_than_may_be(tokenizer):
     entry = entry_of(tokenizer)
-    longest = len(entry.text.ids) + 60
+    longest = len(entry.text.ids) + 34
     made = [denoiser(tokenizer, longest=longest, s=0)(entry, step, (0, 0)) for step in range(100)]
     assert max(len(one.text.ids) for one in made) <= longest
     assert 10 < sum(one is entry for one in made) < 90, "some would have"

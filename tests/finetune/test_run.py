@@ -183,14 +183,13 @@ def test_a_run_goes_on_with_its_own_settings_and_data(write, pairs, tmp_path, ca
 
 def test_captions_are_denoised_if_asked_for(write, tmp_path, capsys, monkeypatch):
     """It learns, otherwise than without, and stopped it goes on to the same bytes."""
-    settings = {"steps": 40, "save_every": 20, "log_every": 10, "optim": {"lr": 5e-3}}
+    settings = {"steps": 40, "save_every": 20, "log_every": 1, "optim": {"lr": 5e-3}}
     assert cli.main(["finetune", *write("plain", **settings)]) == 0
-    assert cli.main(["finetune", *write("none", **settings), "--denoise.share", "0"]) == 0
     words = ["--denoise.share", "1", "--denoise.x", "0.5"]
     assert cli.main(["finetune", *write("whole", **settings), *words]) == 0
     losses = [line["loss"] for line in lines(tmp_path / "whole")]
-    assert losses[-1] < 0.6 * losses[0]
-    assert weights(tmp_path / "none") == weights(tmp_path / "plain") != weights(tmp_path / "whole")
+    assert sum(losses[-8:]) < 0.6 * sum(losses[:8]), losses
+    assert weights(tmp_path / "plain") != weights(tmp_path / "whole")
 
     own, steps = loop.learnt_loss, []
 
@@ -270,9 +269,10 @@ def test_a_sharded_model_takes_the_step_of_a_whole_one(parts, pairs, tmp_path):
 
 @pytest.mark.slow
 def test_processes_and_passes_take_the_same_step(write, tmp_path):
-    """Of the same samples: 1 process with 1 pass and with 8, 2 processes with 4 passes. Gradients within 1e-6."""
+    """Of the same samples, some denoised: 1 process with 1 pass and with 8, 2 with 4. Gradients within 1e-6."""
     assert cli.main(["finetune", *write("begun", optim={"lr": 0.01})]) == 0
     settings = {"steps": 1, "model": {"adapter": str(tmp_path / "begun")}, "batch": {"images": 8}}
+    settings |= {"denoise": {"share": 0.6}}
     assert cli.main(["finetune", *write("1", **settings)]) == 0
     assert cli.main(["finetune", *write("1 x 8", **settings), "--batch.passes", "8"]) == 0
     with torchrun([*write("2 x 4", **settings), "--batch.passes", "4"], 2) as process:
