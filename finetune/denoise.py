@@ -58,7 +58,7 @@ class Denoiser:
             made = begun(entry.text, drawn.randrange(1, stop - start))
         else:
             made = blanked(entry.text, stop, blanks(stop - start, *BLANKS[kind], drawn), self.after_a_word)
-        return entry if len(made.ids) > self.longest else replace(entry, text=made)
+        return entry if len(made.ids) > self.longest else replace(entry, text=made, given=made.prompt - start)
 
     def after_a_word(self, text: str) -> list[int]:
         """The tokens of a text as it stands after a word: some tokenizers put a space before one that stands alone."""

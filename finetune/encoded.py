@@ -26,11 +26,13 @@ class Encoded:
     """Questions and answers, as tokens; those of the answers are learnt."""
     size: int = 0
     """Bytes of its images' features, in proportion to their embeddings."""
+    given: int = 0
+    """Tokens of its answer that are not learnt, before those that are."""
 
     @property
     def blind(self) -> int:
-        """Tokens before the first that sees an image or foretells what is learnt."""
-        return blind(self.text)
+        """Tokens before the first that sees an image or foretells the answer."""
+        return min(blind(self.text), self.text.prompt - self.given - 1)
 
     @property
     def learnt(self) -> list[int]:
@@ -38,8 +40,8 @@ class Encoded:
         return self.text.taught
 
     def split(self, count: int) -> Parts:
-        """Its tokens but the last, which foretells nothing: the first `count`, others before what is learnt, others."""
-        prompt = self.text.prompt
+        """Its tokens but the last, which foretells nothing: the first `count`, others before the answer, others."""
+        prompt = self.text.prompt - self.given
         return tuple(map(tuple, (self.text.ids[:count], self.text.ids[count:prompt], self.text.ids[prompt:-1])))
 
 

@@ -5,14 +5,18 @@ from collections import Counter
 from random import Random
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.batches import Batches, Mixture
+from finetune.below import Below
+from finetune.collate import batch_of
 from finetune.config import BatchConfig
 from finetune.denoise import BLANKS, FEWEST, Denoiser, begun, blanked, blanks
-from finetune.encoded import Encoded, encode
+from finetune.encoded import IGNORED, Encoded, encode
 from finetune.fetch import Fetched
+from finetune.loss import learnt_loss
 from finetune.run_config import DenoiseConfig
 from mmlm import zoo
 from mmlm.data.sample import Turn
@@ -170,6 +174,24 @@ def test_none_grows_longer_than_may_be(tokenizer):
     made = [denoiser(tokenizer, longest=longest, s=0)(entry, step, (0, 0)) for step in range(100)]
     assert max(len(one.text.ids) for one in made) <= longest
     assert 10 < sum(one is entry for one in made) < 90, "some would have"
+
+
+@pytest.mark.parametrize("image_last", [False, True])
+def test_a_batch_is_of_the_same_loss_however_it_is_computed(image_last, make_model, open_gates, cache, picture):
+    """And the prompt is kept for all: a denoised text does not come again."""
+    model = open_gates(make_model(image_last=image_last))
+    samples = [Sample.pair(f"{n}", (picture(n),) * (n > 0), CAPTION_PROMPT, f"{n} {CAPTION}") for n in range(6)]
+    many, below = denoiser(model.processor.tokenizer), Below(model)
+    chosen = [many(entry, n, (0, n)) for n, entry in enumerate(encode(model, cache, samples, ""))]
+    assert {len(entry.text.learnt) > 1 for entry in chosen} == {True, False} and all(entry.given for entry in chosen)
+    losses = []
+    for kept in (None, below):
+        batch = batch_of(model, cache, chosen, kept)
+        assert [labels[labels != IGNORED].tolist() for labels in batch["labels"]] == [one.learnt for one in chosen]
+        with torch.no_grad():
+            losses.append(learnt_loss(model, model, batch)[0].item())
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert below.usable and len(below.prefixes.kept) <= 4, "of prompts with an image and without, and their beginnings"
 
 
 @pytest.mark.parametrize("world", [1, 2, 8])
