@@ -81,9 +81,9 @@ class DenoiseConfig:
     """Of captions, how many are denoised whenever a step takes them: learnt in part, the rest given. Those of one or
     two tokens, and those that would grow longer than `longest`, are not. 0: none is."""
     r: float = within("[0, inf)", 1.0)
-    """How often, beside the others, short blanks are to be filled in: of 3 tokens in the mean, 15% of a caption."""
+    """How often, beside the others, short blanks are to be filled in: of about 3 tokens, 15% of a caption."""
     x: float = within("[0, inf)", 1.0)
-    """How often long ones are: of 12 tokens in the mean, half of a caption."""
+    """How often long ones are: of about 12 tokens, half of a caption."""
     s: float = within("[0, inf)", 1.0)
     """How often a caption is to be gone on with, from any of its tokens."""
 
