@@ -12,7 +12,7 @@ from mmlm.kinds import fits
 
 NAME = "config.yaml"
 # What a run may change when it is resumed: it learns the same.
-FREE = ("log_every", "save_every", "keep", "trackers", "broken", "trouble", "spike", "passes", "recompute", "cache_gb")
+FREE = frozenset("log_every save_every keep trackers broken trouble spike passes recompute compile cache_gb".split())
 
 
 def within(interval: str, default: Any) -> Any:
@@ -86,6 +86,8 @@ class TrainConfig:
     """The largest share of samples that may be broken (an image that cannot be opened); they are left out and named."""
     recompute: bool = False
     """Compute activations again in backward: less memory for a third more time (activation checkpointing)."""
+    compile: bool = False
+    """Compile what has a backward (torch.compile): faster steps, after a minute or more, once for all shapes."""
     trackers: str = ""
     """What else metrics go to, of what Accelerate knows, with commas between: "tensorboard", "wandb,mlflow", "all"."""
     calibrate: int = within("[0, inf)", 8)

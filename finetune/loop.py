@@ -21,6 +21,7 @@ from finetune.below import Below
 from finetune.calibrate import calibrate
 from finetune.checkpoint import Progress
 from finetune.collate import Collator
+from finetune.compiled import Compiled
 from finetune.config import TrainConfig
 from finetune.encoded import IGNORED, Encoded
 from finetune.fetch import Fetched, read
@@ -82,6 +83,7 @@ def train(
     leave_to_each(model)
     if config.recompute:
         model.gradient_checkpointing_enable()
+    compiled = Compiled(model) if config.compile else nullcontext
     if plugin := getattr(accelerator.state, "fsdp_plugin", None):
         ready_to_shard(model, plugin)
         collate.below = None  # sharded layers are run in all processes at once, or not at all
@@ -117,7 +119,8 @@ def train(
             for place, batch in enumerate(batches):
                 torch.manual_seed(hash((seed, step, rank * passes + place)) % 2**63)  # of dropout, where there is any
                 with nullcontext() if place + 1 == passes else accelerator.no_sync(forward):
-                    summed, _ = learnt_loss(forward, model, send_to_device(batch, accelerator.device))
+                    with compiled():
+                        summed, _ = learnt_loss(forward, model, send_to_device(batch, accelerator.device))
                     accelerator.backward(summed * (world / max(learnt, 1)))  # processes' gradients become their mean
                 loss += summed.item()
             (loss,) = total([loss / max(learnt, 1)])

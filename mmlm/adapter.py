@@ -33,12 +33,11 @@ class MediaProjection(nn.Module):
         self.norm = RMSNorm(width)
         self.resampler = Resampler(config, self.slot) if config.pyramid.resampled else None
 
-    def forward(self, values: Sequence[Tensor], media: Mapping[str, Any], recompute: bool = False) -> Tensor:
+    def forward(self, values: Sequence[Tensor], media: Mapping[str, Any]) -> Tensor:
         """Per map [N, C] -> the embeddings [E, M] that a batch's rows gather: of each cell, or the resampler's.
 
         Args:
             media: the part of the batch that says where they are: `media_places`, and what a resampler needs.
-            recompute: what a resampler keeps for backward is computed again.
         """
         looks = [project(norm(value)) for value, norm, project in zip(values, self.norms, self.inputs, strict=True)]
         slot, row, column = media["media_places"].unbind(-1)
@@ -48,7 +47,7 @@ class MediaProjection(nn.Module):
         cells = self.norm(at_least_fp32(torch.cat(looks)) + where)
         if self.resampler is None:
             return cells
-        return self.resampler(cells, media["media_reads"], media["media_views"], recompute)
+        return self.resampler(cells, media["media_reads"], media["media_views"])
 
 
 class Adapter(nn.Module):
@@ -61,6 +60,11 @@ class Adapter(nn.Module):
         self.blocks = cast("Sequence[GatedBlock]", nn.ModuleList(GatedBlock(config) for _ in config.layers))
         # last, so that all others begin as under "latest", where there is nothing to tell apart
         self.images = nn.Parameter(torch.randn(IMAGES - 1, config.media_dim) * 0.5) if config.attend == "all" else None
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The gated blocks, and the resampler's layers if there is one."""
+        return [*self.blocks, *(self.media.resampler.layers if self.media.resampler else [])]
 
     def placed(self, media: Tensor, place: Tensor) -> Tensor:
         """Media embeddings [E, M] and the place of each one's image in its row, int64 [E] below `IMAGES` -> the same.

@@ -30,7 +30,6 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mmlm.adapter import IMAGES, Adapter
 from mmlm.block import Folded
-from mmlm.recompute import again
 from mmlm.resampler import views_of
 from vision.encoder import Features, Prepared
 from vision.pyramid import Pyramid
@@ -136,10 +135,9 @@ class View:
         batch: dict[str, Any],
         attend: str,
         dtype: torch.dtype,
-        recompute: bool = False,
         before: int = 0,
     ) -> None:
-        self.adapter, self.media, self.attend, self.dtype, self.recompute = adapter, media, attend, dtype, recompute
+        self.adapter, self.media, self.attend, self.dtype = adapter, media, attend, dtype
         self.gather, self.owner, self.index = batch["media_gather"], batch["media_owner"], batch["media_index"]
         shows = (self.owner >= 0).any(1)
         self.rows = slice(None) if bool(shows.all()) else shows.nonzero()[:, 0].tolist()
@@ -244,7 +242,7 @@ class View:
         folds = block in self.folded or (its.plain and not torch.compiler.is_compiling())
         if torch.is_grad_enabled() or not folds:
             with casting(x.device, self.dtype):
-                return again(its, x, k, v, mask, sees) if self.recompute else its(x, k, v, mask, sees)
+                return its(x, k, v, mask, sees)
         if block not in self.folded:  # once, as keys and values are: it looks at the block's weights
             self.folded[block] = its.folded(v.dtype)
         return self.folded[block](x, k, v, mask, sees)

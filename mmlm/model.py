@@ -79,7 +79,7 @@ class MultimodalLM(Pretrained):
         self.dtypes = self.frozen_dtypes()
         # below the first block there is nothing to go back to, unless more than the adapter learns
         first = 0 if any(name.startswith("decoder.") for name in self.trained) else min(config.layers, default=None)
-        self.recompute = Recompute(layers[first:] if first is not None else [])
+        self.recompute = Recompute(layers[first:] if first is not None else [], self.adapter.layers)
         self.post_init()
 
     # -- made and kept ----------------------------------------------------------------------------------------------
@@ -236,8 +236,8 @@ class MultimodalLM(Pretrained):
             values = self.vision(*(media[key] for key in EYES))
         dtype = self.decoder.dtype
         with casting(self.device, dtype):
-            embeddings = self.adapter.media(list(map(at_least_fp32, values)), media, self.recompute.on)
-        return View(self.adapter, embeddings, media, self.config.attend, dtype, self.recompute.on, before)
+            embeddings = self.adapter.media(list(map(at_least_fp32, values)), media)
+        return View(self.adapter, embeddings, media, self.config.attend, dtype, before)
 
     # -- from images and words to words -------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost", arXiv:1604.06174. transformers' own is for layers in
 training mode, and the frozen decoder's are in eval mode. Hooks run outside of what is computed again, so a gated block
-before a layer runs once; what it needs in backward is computed again by itself (`View`).
+before a layer runs once; what it needs in backward is computed again by itself.
 """
 
 from collections.abc import Iterable
@@ -21,35 +21,42 @@ def again(forward: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 class Recompute:
-    """Layers whose forward is computed again in backward, while `on`."""
+    """Modules whose forward is computed again in backward, while `on`: layers of the decoder, and of the adapter."""
 
-    def __init__(self, layers: Iterable[nn.Module]) -> None:
-        self.layers = list(layers)
+    def __init__(self, layers: Iterable[nn.Module], adapter: Iterable[nn.Module]) -> None:
+        self.layers, self.adapter = list(layers), list(adapter)
         self.before: list[Any] = []
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        return [*self.layers, *self.adapter]
 
     @property
     def on(self) -> bool:
         return bool(self.before)
 
     def enable(self, every: int = 1) -> None:
-        """From now on the forward of every so many-th layer is wrapped, on its instance: classes stay what they are."""
+        """From now on the forward of every so many-th layer, and of all in the adapter, is wrapped.
+
+        It is so on its instance: classes stay what they are.
+        """
         if not self.on:
-            self.before = [vars(layer).get("forward") for layer in self.layers]  # a hook of accelerate's, if any
-            for layer in self.layers[::every]:
-                layer.forward = Again(layer.forward)
+            self.before = [vars(module).get("forward") for module in self.modules]  # a hook of accelerate's, if any
+            for module in (*self.layers[::every], *self.adapter):
+                module.forward = Again(module.forward)
 
     def disable(self) -> None:
-        """The layers' forward is again what it was."""
-        for layer, forward in zip(self.layers, self.before, strict=False):
+        """Each forward is again what it was."""
+        for module, forward in zip(self.modules, self.before, strict=False):
             if forward is None:
-                vars(layer).pop("forward", None)
+                vars(module).pop("forward", None)
             else:
-                layer.forward = forward
+                module.forward = forward
         self.before = []
 
 
 class Again:
-    """A layer's forward through `again`."""
+    """A module's forward through `again`."""
 
     def __init__(self, forward: Any) -> None:
         self.forward = forward

@@ -18,7 +18,6 @@ from torch.nn.functional import silu
 
 from mmlm.block import RMSNorm, at_least_fp32, attend
 from mmlm.config import AdapterConfig
-from mmlm.recompute import again
 from vision.pyramid import GRID
 from vision.tiles import OVERVIEW_EMBEDDINGS, TILE_EMBEDDINGS
 
@@ -82,12 +81,8 @@ class Resampler(nn.Module):
         self.layers = nn.ModuleList(Layer(M, round(config.ff_factor * M)) for _ in range(config.resampler_layers or 0))
         self.norm = RMSNorm(M)
 
-    def forward(self, cells: Tensor, reads: Tensor, views: Sequence[Tensor], recompute: bool = False) -> Tensor:
-        """cells [N, M], reads [N], views ([I, 2], [T, 2]) -> [85 I + 170 T, M]; the batch's keys are those of `media`.
-
-        Args:
-            recompute: what a layer keeps for backward is computed again.
-        """
+    def forward(self, cells: Tensor, reads: Tensor, views: Sequence[Tensor]) -> Tensor:
+        """cells [N, M], reads [N], views ([I, 2], [T, 2]) -> [85 I + 170 T, M], as `media` names them."""
         sizes = [len(places) * size for places, size in zip(views, self.cells, strict=True)]
         whole = cells.new_zeros(sum(sizes), cells.shape[1]).index_copy(0, reads, cells)
         there = torch.zeros(len(whole), dtype=torch.bool, device=reads.device).index_fill(0, reads, True)
@@ -99,7 +94,7 @@ class Resampler(nn.Module):
             x = latents + where[:, None]  # [views, L, M]
             its, real = its.unflatten(0, (len(places), size)), real.unflatten(0, (len(places), size))
             for layer in self.layers:
-                x = again(layer, x, its, real) if recompute else layer(x, its, real)
+                x = layer(x, its, real)
             embeddings.append(self.norm(x).flatten(0, 1))
         return torch.cat(embeddings)
 

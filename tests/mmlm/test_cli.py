@@ -24,19 +24,20 @@ mmlm data prune DATA OUT --split --format --images --annotations --subset --prom
 --clip --least
 mmlm eval zener MODEL --k --cards --limit --seed --size --out
 mmlm finetune CONFIG --run --resume --overwrite --steps --log_every --save_every --keep --trouble --spike --broken \
---recompute --trackers --calibrate --words --optim.lr --optim.gate_lr --optim.width --optim.weight_decay \
+--recompute --compile --trackers --calibrate --words --optim.lr --optim.gate_lr --optim.width --optim.weight_decay \
 --optim.beta2 --optim.warmup --optim.final --optim.clip --batch.images --batch.per_image --batch.balance \
 --batch.passes --data --held_out --epochs --longest --seed --cache_gb --model.decoder --model.vision --model.adapter \
 --model.every --model.start --model.layers --model.tokens --model.detail --model.attend --model.image_last \
 --model.ff_factor --model.system --model.lora --model.unfreeze --model.ocr --model.settings --model.decoder_kwargs \
---score.every --score.by --score.take --score.samples --score.cards
+--denoise.share --denoise.r --denoise.x --denoise.s --score.every --score.by --score.take --score.samples \
+--score.cards
 mmlm info [MODEL] --vision --tokens --every --start --kv-heads
 mmlm quickstart --run --resume --overwrite --vqa_images --redrawn --vqa_test --redrawn_test --shapes_test --scenes \
 --scenes_test --blocks_from --captions_per_image --vqa_share --seed --train.steps --train.log_every \
---train.save_every --train.keep --train.trouble --train.spike --train.broken --train.recompute --train.trackers \
---train.calibrate --train.words --train.optim.lr --train.optim.gate_lr --train.optim.width --train.optim.weight_decay \
---train.optim.beta2 --train.optim.warmup --train.optim.final --train.optim.clip --train.batch.images \
---train.batch.per_image --train.batch.balance --train.batch.passes
+--train.save_every --train.keep --train.trouble --train.spike --train.broken --train.recompute --train.compile \
+--train.trackers --train.calibrate --train.words --train.optim.lr --train.optim.gate_lr --train.optim.width \
+--train.optim.weight_decay --train.optim.beta2 --train.optim.warmup --train.optim.final --train.optim.clip \
+--train.batch.images --train.batch.per_image --train.batch.balance --train.batch.passes
 mmlm upcycle SRC DST --experts --top-k
 """
 
