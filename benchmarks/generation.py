@@ -68,7 +68,13 @@ def small_mixtral() -> PreTrainedModel:
     return decoder
 
 
-BUILT = {"small-llama": small_llama, "small-mixtral": small_mixtral}
+def llama_1b() -> PreTrainedModel:
+    """Dense, 1.1B parameters, random: for a GPU."""
+    large = {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 16, "num_key_value_heads": 8}
+    return LlamaForCausalLM(LlamaConfig(**SMALL | large, intermediate_size=8192))
+
+
+BUILT = {"small-llama": small_llama, "small-mixtral": small_mixtral, "llama-1b": llama_1b}
 
 
 def decoder_of(name: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -6,10 +6,10 @@ Decoders are Mixtrals of random weights, of 64 to 512 channels and six layers; t
 learnt are captions of drawn shapes. With `optim.width` 64, matrices that read n times as many numbers learn at an n-th
 of the rate (muP, Yang et al. 2022, arXiv:2203.03466), without it all learn at the same.
 
-* Coordinate check: after a few steps at one rate, how large is what a gated block adds to a token, in the unit of the
+* Coordinate check: after four steps at a small rate, how large is what gated blocks add to a token, in the unit of the
   hidden states? Of all widths the same, if rates transfer.
-* Sweep: the loss after some more steps, by rate, on the narrowest and the widest. The best rate is the same, if rates
-  transfer.
+* Sweep: the loss after some more steps, by rate, on a narrow one and one four times as wide. The best rate is the same,
+  if rates transfer.
 """
 
 import argparse
@@ -43,6 +43,8 @@ from vision.backbone import load_backbone
 from vision.features import FeatureCache
 
 WIDTHS = (64, 128, 256, 512)
+SWEPT = (64, 256)
+SMALL = 2.0**-11  # a rate at which four steps change little, so that what they add is in proportion to it
 RATES = [2.0**power for power in range(-12, -4)]
 COLORS, SHAPES = ("red", "green", "blue", "gold", "black", "pink"), ("circle", "square", "bar", "ring")
 COUNT = 192  # samples, of more tokens than the widest decoder has channels
@@ -156,13 +158,13 @@ def main() -> None:
         print(row("what blocks add after 4 steps", WIDTHS), "|---" * (len(WIDTHS) + 1) + "|", sep="\n")
         for rule, style in ((True, "-"), (False, "--")):
             name = "by width" if rule else "one rate for all"
-            added = [trial.run(width, 2**-8, rule, 4)[1] for width in WIDTHS]
+            added = [trial.run(width, SMALL, rule, 4)[1] for width in WIDTHS]
             left.plot(WIDTHS, added, f"o{style}", label=name)
             print(row(name, [f"{value:.3f}" for value in added]))
         print("\n" + row("loss by rate", [f"{rate:.1e}" for rate in RATES]), "|---" * (len(RATES) + 1) + "|", sep="\n")
         for rule, style in ((True, "-"), (False, "--")):
-            for width, color in ((WIDTHS[0], "C0"), (WIDTHS[-1], "C1")):
-                if rule and width == WIDTHS[0]:
+            for width, color in zip(SWEPT, ("C0", "C1"), strict=True):
+                if rule and width == SWEPT[0]:
                     continue  # the rate was found there: both are the same
                 name = f"{width} channels" + (", by width" if rule else "")
                 losses = [trial.run(width, lr, rule, args.steps)[0] for lr in RATES]

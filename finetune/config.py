@@ -12,7 +12,8 @@ from mmlm.kinds import fits
 
 NAME = "config.yaml"
 # What a run may change when it is resumed: it learns the same.
-FREE = frozenset("log_every save_every keep trackers broken trouble spike passes recompute compile cache_gb".split())
+FREE = ("log_every", "save_every", "keep", "trackers", "broken", "trouble", "spike")
+FREE = (*FREE, "passes", "recompute", "compile", "cache_gb")
 
 
 def within(interval: str, default: Any) -> Any:
