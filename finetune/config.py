@@ -12,8 +12,8 @@ from mmlm.kinds import fits
 
 NAME = "config.yaml"
 # What a run may change when it is resumed: it learns the same.
-FREE = ("log_every", "save_every", "keep", "trackers", "broken", "trouble", "spike")
-FREE = (*FREE, "passes", "recompute", "compile", "cache_gb")
+FREE = {"log_every", "save_every", "keep", "trackers", "broken", "trouble", "spike", "passes", "recompute", "cache_gb"}
+FREE |= {"compile"}
 
 
 def within(interval: str, default: Any) -> Any:
