@@ -71,6 +71,8 @@ class ModelConfig:
     """Other fields of `AdapterConfig`."""
     decoder_kwargs: dict[str, Any] = field(default_factory=dict)
     """For transformers' `from_pretrained`: dtype, device_map, quantization_config, ..."""
+    tensor_parallel: int = within("[1, inf)", 1)
+    """Processes that have one decoder together, each with a part of every layer; it stays as it is."""
 
 
 @dataclass
