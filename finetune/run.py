@@ -20,7 +20,7 @@ from finetune.reading import Reading
 from finetune.run_config import DataConfig, ModelConfig, RunConfig, check_run
 from finetune.score import Scorer, held_out
 from finetune.survey import Survey, keep, kept, survey
-from finetune.tensor_parallel import parted
+from finetune.tensor_parallel import check_parted, parted
 from mmlm import zoo
 from mmlm.data import Rows, open_data
 from mmlm.model import MultimodalLM
@@ -50,6 +50,7 @@ def finetune(config: RunConfig, folder: Path, *, resume: bool = False, overwrite
             check_run(config, folder, resume=resume, overwrite=overwrite)
     torch.manual_seed(config.seed)
     model = build(config.model).to(state.device)
+    check_parted(model, config.model.tensor_parallel)
     check_trainable(model, config)
     data, tests = opened(config.data, model), opened(config.held_out, model)
     cache = FeatureCache(model.vision, zoo.home() / "features", round(config.cache_gb * 1e9))

@@ -10,7 +10,6 @@ import torch
 from accelerate import Accelerator, PartialState
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from transformers import PreTrainedModel
 from transformers.distributed import DistributedConfig
 
 from mmlm.model import MultimodalLM
@@ -31,13 +30,24 @@ def parted(size: int) -> dict[str, Any]:
     return {"distributed_config": Teams(tp_size=size, dp_replicate_size=PartialState().num_processes // size)}
 
 
-def check_parted(decoder: PreTrainedModel, size: int) -> None:
-    """ValueError for a decoder whose heads cannot be parted: each process takes whole ones."""
-    text = decoder.config.get_text_config(decoder=True)
-    for name in ("num_attention_heads", "num_key_value_heads"):
+def check_parted(model: MultimodalLM, size: int) -> None:
+    """ValueError for a decoder that cannot be parted, and for one that is and would learn."""
+    if size == 1:
+        return
+    text = model.decoder.config.get_text_config(decoder=True)
+    for name in ("num_attention_heads", "num_key_value_heads"):  # of which each process takes whole ones
         count = getattr(text, name, None)
         if type(count) is int and count % size:
-            raise ValueError(f"model.tensor_parallel: {size}, and the decoder's {name} is {count}: take a divisor of it")
+            raise ValueError(
+                f"model.tensor_parallel: {size}, and the decoder's {name} is {count}; take a divisor of it"
+            )
+    if getattr(model.decoder, "is_quantized", False):  # each part would get scales of its own
+        raise ValueError(f"model.tensor_parallel: {size}, and the decoder is quantized; take one of the two")
+    if learns := sorted(name for name in model.trained if name.startswith("decoder.")):
+        raise ValueError(
+            f"model.tensor_parallel: {size}, and of the decoder, which stays as it is then, {learns[0]} and "
+            f"{len(learns) - 1} more would learn; leave out model.lora and model.unfreeze"
+        )
 
 
 def prepared(

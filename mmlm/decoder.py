@@ -153,7 +153,7 @@ def fingerprint(module: nn.Module, leave_out: Collection[str] = ()) -> str:
         flat = tensor.detach().reshape(-1)
         picks = torch.linspace(0, max(len(flat) - 1, 0), min(SAMPLES, len(flat)), dtype=torch.float64).long()
         values = flat[picks.to(flat.device)].cpu().bfloat16().half()
-        digest.update(values.contiguous().view(torch.uint8).numpy())
+        digest.update(values.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
