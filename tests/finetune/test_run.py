@@ -268,7 +268,7 @@ def gradients(folder):
 
 @pytest.mark.slow
 def test_teams_that_share_a_decoder_take_the_same_step(write, tmp_path):
-    """Two teams of two processes, each with half of every layer. Gradients within 1e-5. (Images are too few for four.)"""
+    """Two teams of two processes, each with half of every layer; images are too few for four. Gradients within 1e-5."""
     assert cli.main(["finetune", *write("begun", optim={"lr": 0.01})]) == 0
     settings = {"steps": 1, "model": {"adapter": str(tmp_path / "begun")}, "batch": {"images": 4, "passes": 2}}
     assert cli.main(["finetune", *write("1", **settings)]) == 0
@@ -283,7 +283,7 @@ def test_teams_that_share_a_decoder_take_the_same_step(write, tmp_path):
 
 @pytest.mark.slow
 def test_a_team_learns_as_one_process_does_which_goes_on_with_its_run(write, pairs, tmp_path):
-    """A decoder in two halves, from the fitting of the adapter to captions and the saved adapter; one share of samples."""
+    """A decoder in two halves, from the fitting of the adapter to captions; images are too few for two processes."""
     score = {"every": 4, "by": "caption", "samples": 4, "cards": 2}
     often = {"save_every": 2, "log_every": 1, "batch": {"images": 4, "passes": 4}}
     settings = {"steps": 4, "held_out": str(pairs), "score": score, **often}
