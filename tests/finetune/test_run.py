@@ -138,6 +138,37 @@ def test_several_data_sets_in_their_shares(write, pairs, tmp_path, capsys):
     assert lines(tmp_path / "run")[-1]["step"] == 2 * (3 + 1), "of four images a batch"
 
 
+def torchao(kind, **fields):
+    """`decoder_kwargs` as YAML has them, of a config of torchao's."""
+    described = {"default": {"_type": kind, "_version": 2, "_data": fields}}
+    return {"quantization_config": {"quant_method": "torchao", "quant_type": described}}
+
+
+INT8 = torchao("Int8WeightOnlyConfig")
+INT4 = torchao(
+    "IntxWeightOnlyConfig",
+    weight_dtype={"_type": "torch.dtype", "_data": "int4"},
+    granularity={"_type": "PerGroup", "_version": 1, "_data": {"group_size": 32}},
+)
+
+
+@pytest.mark.parametrize(("how", "others"), [(INT8, [{}, INT4]), (INT4, [{}, INT8])], ids=["int8", "int4"])
+def test_an_adapter_of_a_quantized_decoder_fits_that_alone(how, others, write, parts, pairs, tmp_path, capsys):
+    pytest.importorskip("torchao")
+    assert cli.main(["finetune", *write(steps=4, model=parts | {"decoder_kwargs": how})]) == 0
+    run = tmp_path / "run"
+    for other in others:
+        with pytest.raises(ValueError, match="other decoder weights than those loaded"):
+            mmlm.MultimodalLM.from_pretrained(run, decoder_kwargs=other)
+    model = mmlm.MultimodalLM.from_pretrained(run, decoder_kwargs=how)
+    assert type(model.decoder.model.layers[1].self_attn.q_proj.weight).__module__.startswith("torchao")
+    assert isinstance(model.caption(pairs / "00.png", max_new_tokens=3), str)
+    further = {"adapter": str(run), "decoder_kwargs": how}
+    assert cli.main(["finetune", *write("further", steps=2, model=further, calibrate=0)]) == 0
+    assert cli.main(["finetune", *write("other", model={"adapter": str(run)})]) == 1
+    assert "other decoder weights than those loaded" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("settings", "words", "message"),
     [
