@@ -1,8 +1,9 @@
-"""Decoders that processes cannot share, and launchers that would share them otherwise; test_run.py has those that do."""
+"""Decoders that processes cannot share, and launchers that do not fit; test_run.py has processes that share one."""
 
 import pytest
 
-from finetune.run_config import DataConfig, RunConfig, check_run
+from finetune.run import build
+from finetune.run_config import DataConfig, ModelConfig, RunConfig, check_run
 from finetune.tensor_parallel import check_parted
 
 
@@ -24,12 +25,24 @@ def test_what_can_be_parted_is_not(tiny_model):
     check_parted(tiny_model, 2)
 
 
+def test_a_quantized_decoder_is_not_parted(parts):
+    pytest.importorskip("torchao")
+    int8 = {"default": {"_type": "Int8WeightOnlyConfig", "_version": 2, "_data": {}}}
+    quantized = {"quantization_config": {"quant_method": "torchao", "quant_type": int8}}
+    with pytest.raises(ValueError, match="2, and the decoder is quantized; take one of the two"):
+        check_parted(build(ModelConfig(**parts, decoder_kwargs=quantized)), 2)
+
+
 @pytest.mark.parametrize(
     ("size", "environment", "message"),
     [
         (3, {"WORLD_SIZE": "4"}, "model.tensor_parallel: 3 of 4 processes: launch 3, or a multiple of it"),
         (2, {"WORLD_SIZE": "4", "ACCELERATE_USE_FSDP": "true"}, "2, and FSDP parts the decoder, too: take ddp.yaml"),
-        (1, {"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, "parallelism_config: leave it out, .* tensor_parallel 2"),
+        (
+            1,
+            {"ACCELERATE_USE_PARALLELISM_CONFIG": "true"},
+            "parallelism_config: leave it out, .* --model.tensor_parallel 2",
+        ),
     ],
 )
 def test_a_launcher_that_does_not_fit_is_refused(size, environment, message, monkeypatch, tmp_path):
