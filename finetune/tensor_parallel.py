@@ -1,7 +1,7 @@
 """One decoder for several processes, each with a part of every layer's matrices: tensor parallelism.
 
 Shoeybi et al. 2019, "Megatron-LM", arXiv:1909.08053. Which matrices are parted, and where the parts' results are added
-up, is transformers' own plan of each architecture; a process reads its parts alone. Eyes and adapter are whole in each.
+up, is transformers' own plan of each architecture. Eyes and adapter are whole in each process.
 """
 
 from typing import Any
