@@ -24,6 +24,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from finetune.folder import CHECKPOINTS
 from finetune.ranks import main_writes
+from mmlm.decoder import gathered
 from mmlm.model import MultimodalLM
 from mmlm.store import misfit
 
@@ -179,7 +180,7 @@ def read(path: Path) -> dict[str, Any] | None:
 
 def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors, shards of which may lie in several processes -> whole ones in this one's memory."""
-    return {name: (t.full_tensor() if isinstance(t, DTensor) else t).detach().cpu() for name, t in tensors.items()}
+    return {name: gathered(tensor).detach().cpu() for name, tensor in tensors.items()}
 
 
 def like(value: Tensor, place: Tensor) -> Tensor:

@@ -12,8 +12,20 @@ from mmlm.kinds import fits
 
 NAME = "config.yaml"
 # What a run may change when it is resumed: it learns the same.
-FREE = {"log_every", "save_every", "keep", "trackers", "broken", "trouble", "spike", "passes", "recompute", "cache_gb"}
-FREE |= {"compile"}
+FREE = (
+    "log_every",
+    "save_every",
+    "keep",
+    "trackers",
+    "broken",
+    "trouble",
+    "spike",
+    "passes",
+    "recompute",
+    "compile",
+    "cache_gb",
+    "tensor_parallel",
+)
 
 
 def within(interval: str, default: Any) -> Any:

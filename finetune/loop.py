@@ -29,9 +29,10 @@ from finetune.folder import TROUBLE
 from finetune.loss import learnt_loss
 from finetune.metrics import Metrics, trackers_of
 from finetune.optim import adamw, schedule, set_rates
-from finetune.ranks import alike, everyone, leave_to_each, total
+from finetune.ranks import alike, everyone, leave_to_each, shares, total
 from finetune.shard import ready_to_shard
 from finetune.stop import stopping
+from finetune.tensor_parallel import prepared
 from finetune.words import learn_words, speak
 from mmlm.model import MultimodalLM
 from vision.features import FeatureCache
@@ -73,7 +74,7 @@ def train(
     accelerator = Accelerator(kwargs_handlers=[ddp], log_with=trackers_of(config.trackers) or None, project_dir=folder)
     check_trainable(model, config)
     model.to(accelerator.device)
-    world, rank, passes = accelerator.num_processes, accelerator.process_index, config.batch.passes
+    (world, rank), passes = shares(model), config.batch.passes
     # what layers made of a text before is of use while they stay as they are, and are not computed again in backward
     same = not config.recompute and not any(name.startswith("decoder.") for name in model.trained)
     collate = Collator(model, cache, Below(model) if same else None)
@@ -87,8 +88,8 @@ def train(
     if plugin := getattr(accelerator.state, "fsdp_plugin", None):
         ready_to_shard(model, plugin)
         collate.below = None  # sharded layers are run in all processes at once, or not at all
-    forward, optimizer = accelerator.prepare(
-        model, adamw(checkpoint.learning(model), config.optim, model.config.hidden)
+    forward, optimizer = prepared(
+        accelerator, model, adamw(checkpoint.learning(model), config.optim, model.config.hidden)
     )
     learning = [parameter for _, parameter in checkpoint.learning(model)]
     progress = checkpoint.load(folder, model, optimizer)
@@ -105,14 +106,15 @@ def train(
             set_rates(optimizer, step, config.steps, config.optim)
             with metrics.waiting():
                 parts = fetched.take(step)
-            batches = [collate(part, fetched.coming()) for part in parts]
+            # what has come by now is not the same in all processes of one decoder
+            batches = [collate(part, () if model.decoder.tp_size else fetched.coming()) for part in parts]
             mine = sum(int((batch["labels"] != IGNORED).sum()) for batch in batches)
             seen = sum(map(len, parts)) + len(fetched.broken)
-            learnt, samples, broken, asked = total([mine, seen, len(fetched.broken), stop.asked])
+            learnt, samples, broken, asked = total([mine, seen, len(fetched.broken), stop.asked], world)
             if asked:
                 break
             if broken:
-                metrics.left_out(step + 1, everyone(fetched.broken))
+                metrics.left_out(step + 1, everyone(fetched.broken, world))
             progress.seen, progress.broken = progress.seen + int(samples), progress.broken + int(broken)
             check_broken(progress, config)
             loss = 0.0
@@ -123,10 +125,10 @@ def train(
                         summed, _ = learnt_loss(forward, model, send_to_device(batch, accelerator.device))
                     accelerator.backward(summed * (world / max(learnt, 1)))  # processes' gradients become their mean
                 loss += summed.item()
-            (loss,) = total([loss / max(learnt, 1)])
+            (loss,) = total([loss / max(learnt, 1)], world)
             norm = float(accelerator.clip_grad_norm_(learning, config.optim.clip))
             if why := distrusted(loss, norm, progress, config):
-                names = everyone([entry.id for part in parts for entry in part])
+                names = everyone([entry.id for part in parts for entry in part], world)
                 metrics.distrusted(step + 1, why, names)
                 if config.trouble == "stop":
                     raise FloatingPointError(
@@ -164,7 +166,7 @@ def train(
 
 def check_trainable(model: MultimodalLM, config: TrainConfig) -> None:
     """ValueError for fewer images than parts, a model whose eyes are to be trained, and trackers that there are not."""
-    world, passes = PartialState().num_processes, config.batch.passes
+    (world, _), passes = shares(model), config.batch.passes
     if config.batch.images < world * passes:
         raise ValueError(
             f"batch.images: {config.batch.images} for {world} process{'es' * (world > 1)} with {passes} pass"

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import TypeVar
 
 import torch
@@ -16,20 +17,26 @@ from mmlm.model import MultimodalLM
 Result = TypeVar("Result")
 
 
-def total(values: Sequence[float]) -> list[float]:
-    """Sums over all processes, in fp64 where the device has it; every process gets them."""
+def shares(model: MultimodalLM) -> tuple[int, int]:
+    """Among how many samples are parted, and which of them this process is: those that share a decoder are one."""
+    state, team = PartialState(), model.decoder.tp_size or 1
+    return state.num_processes // team, state.process_index // team
+
+
+def total(values: Sequence[float], world: int) -> list[float]:
+    """Sums over the `world` that samples are parted among, in fp64 where the device has it; every process gets them."""
     state = PartialState()
     if state.num_processes == 1:
         return list(values)
     kind = torch.float32 if state.device.type == "mps" else torch.float64
     summed: torch.Tensor = reduce(torch.tensor(values, dtype=kind, device=state.device), "sum")
-    return summed.tolist()
+    return (summed / (state.num_processes // world)).tolist()
 
 
-def everyone(items: list[str]) -> list[str]:
-    """The items of all processes, in their order; every process gets them."""
-    found: list[str] = gather_object(items)
-    return found
+def everyone(items: list[str], world: int) -> list[str]:
+    """The items of all of the `world` that samples are parted among, in their order; every process gets them."""
+    found: list[list[str]] = gather_object([items])
+    return list(chain.from_iterable(found[:: PartialState().num_processes // world]))
 
 
 def alike(tensors: Iterable[torch.Tensor]) -> None:

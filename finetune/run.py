@@ -21,6 +21,7 @@ from finetune.reading import Reading
 from finetune.run_config import DataConfig, ModelConfig, RunConfig, check_run
 from finetune.score import Scorer, held_out
 from finetune.survey import Survey, keep, kept, survey
+from finetune.tensor_parallel import check_parted, parted
 from mmlm import zoo
 from mmlm.data import Rows, open_data
 from mmlm.model import MultimodalLM
@@ -50,6 +51,7 @@ def finetune(config: RunConfig, folder: Path, *, resume: bool = False, overwrite
             check_run(config, folder, resume=resume, overwrite=overwrite)
     torch.manual_seed(config.seed)
     model = build(config.model).to(state.device)
+    check_parted(model, config.model.tensor_parallel)
     check_trainable(model, config)
     data, tests = opened(config.data, model), opened(config.held_out, model)
     cache = FeatureCache(model.vision, zoo.home() / "features", round(config.cache_gb * 1e9))
@@ -92,7 +94,8 @@ def finetune(config: RunConfig, folder: Path, *, resume: bool = False, overwrite
 def build(config: ModelConfig) -> MultimodalLM:
     """The model that is to be trained. ValueError for settings that do not fit."""
     said = {name: value for name, value in asdict(config).items() if value is not None}
-    adapter, settings, decoder_kwargs = said.pop("adapter", None), said.pop("settings"), said.pop("decoder_kwargs")
+    adapter, settings, size = said.pop("adapter", None), said.pop("settings"), said.pop("tensor_parallel")
+    decoder_kwargs = said.pop("decoder_kwargs") | parted(size)
     if adapter is None:
         return MultimodalLM.from_parts(**said, **settings, decoder_kwargs=decoder_kwargs)
     usual = asdict(ModelConfig())

@@ -71,6 +71,8 @@ class ModelConfig:
     """Other fields of `AdapterConfig`."""
     decoder_kwargs: dict[str, Any] = field(default_factory=dict)
     """For transformers' `from_pretrained`: dtype, device_map, quantization_config, ..."""
+    tensor_parallel: int = within("[1, inf)", 1)
+    """Processes that have one decoder together, each with a part of every layer; it stays as it is."""
 
 
 @dataclass
@@ -153,5 +155,17 @@ def check_run(config: RunConfig, folder: Path, *, resume: bool, overwrite: bool)
     sharded = os.environ.get("ACCELERATE_USE_FSDP") == "true"
     if sharded and config.held_out and (config.score.by != "loss" or config.score.cards):
         raise ValueError("score: a sharded model says nothing while it is trained: take by: loss, and cards: 0")
+    check_teams(config.model, sharded)
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         raise ValueError("DeepSpeed takes its steps by itself, and cannot leave one out: take ddp.yaml or fsdp2.yaml")
+
+
+def check_teams(model: ModelConfig, sharded: bool) -> None:
+    """ValueError if processes cannot have decoders together as they are told to."""
+    size, processes = model.tensor_parallel, int(os.environ.get("WORLD_SIZE", "1"))
+    if os.environ.get("ACCELERATE_USE_PARALLELISM_CONFIG") == "true":
+        raise ValueError("parallelism_config: leave it out, with ddp.yaml, and say --model.tensor_parallel 2 instead")
+    if processes % size:
+        raise ValueError(f"model.tensor_parallel: {size} of {processes} processes: launch {size}, or a multiple of it")
+    if size > 1 and sharded:
+        raise ValueError(f"model.tensor_parallel: {size}, and FSDP parts the decoder, too: take ddp.yaml for it")

@@ -17,7 +17,7 @@ from finetune.collate import Collator
 from finetune.encoded import Encoded, encode
 from finetune.folder import SAMPLES
 from finetune.loss import learnt_loss
-from finetune.ranks import everyone, total
+from finetune.ranks import everyone, shares, total
 from finetune.run_config import RunConfig, ScoreConfig
 from finetune.survey import learnable
 from mmlm.data import Rows, Sample
@@ -72,24 +72,24 @@ class Scorer:
     @torch.no_grad()
     def loss(self, entries: Sequence[Encoded]) -> float:
         """Of a learnt token, in the mean. Every process has as many batches as any, of company alone if need be."""
-        state = PartialState()
-        mine = entries[state.process_index :: state.num_processes]
-        most = -(-len(entries) // state.num_processes)
+        world, rank = shares(self.model)
+        mine = entries[rank::world]
+        most = -(-len(entries) // world)
         summed, count = 0.0, 0.0
         for start in range(0, most, BATCH):
             batch = send_to_device(self.collate(mine[start : start + BATCH]), self.model.device)
             loss, learnt = learnt_loss(self.model, self.model, batch)
             summed, count = summed + loss.item(), count + learnt
-        summed, count = total([summed, count])
+        summed, count = total([summed, count], world)
         return summed / count
 
     def answers(self, samples: Sequence[Sample]) -> list[str]:
         """What the model says to each sample."""
-        state = PartialState()
-        mine = samples[state.process_index :: state.num_processes]
+        world, rank = shares(self.model)
+        mine = samples[rank::world]
         said = predict(self.model, self.cache, mine, max_new_tokens=self.most, say="asking") if mine else []
-        order = sorted(range(len(samples)), key=lambda place: place % state.num_processes)
-        return [answer for _, answer in sorted(zip(order, everyone(said), strict=True))]
+        order = sorted(range(len(samples)), key=lambda place: place % world)
+        return [answer for _, answer in sorted(zip(order, everyone(said, world), strict=True))]
 
     def show(self, step: int) -> None:
         """Writes samples.html."""

@@ -21,6 +21,7 @@ from torch.nn.utils.clip_grad import clip_grad_norm_
 
 from finetune.encoded import IGNORED
 from mmlm.block import GatedBlock
+from mmlm.decoder import gathered
 from mmlm.media import casting
 from mmlm.model import MultimodalLM
 
@@ -94,7 +95,7 @@ def speak(model: MultimodalLM, words: Words, reach: Tensor) -> None:
         reach: by how much the output embedding's input rises with each channel of that block's [D].
     """
     block: GatedBlock = model.adapter.blocks[-1]
-    directions = model.decoder.get_output_embeddings().weight[words.ids].float()
+    directions = gathered(model.decoder.get_output_embeddings().weight)[words.ids].float()
     directions = (directions - directions.mean(0)) * reach  # [W, D]; what lifts all words alike says nothing
     votes = words.votes.float() - words.votes.float().mean(0)
     if not votes.any() or not reach.any():

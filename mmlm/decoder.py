@@ -11,6 +11,7 @@ import torch
 from accelerate.utils import align_module_device
 from safetensors import SafetensorError
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from mmlm.experts import use_padded_experts
@@ -133,7 +134,8 @@ def fingerprint(module: nn.Module, leave_out: Collection[str] = ()) -> str:
 
     Values are rounded to bf16 and then to fp16 first, so that weights kept in 16 bits are the same in whatever floating
     dtype they are loaded. Weights kept in fp32 are the same in fp32 and bf16, not in fp16; quantized ones never are.
-    Those that accelerate has put away, on a disk or elsewhere, are fetched one by one.
+    Those that accelerate has put away, on a disk or elsewhere, are fetched one by one; those that several processes
+    share are gathered one by one, in all of them.
     """
     digest = hashlib.blake2b(digest_size=16)
     weights = {base_name(name): tensor for name, tensor in module.state_dict().items() if ".lora_" not in name}
@@ -144,14 +146,20 @@ def fingerprint(module: nn.Module, leave_out: Collection[str] = ()) -> str:
             owner, _, leaf = name.rpartition(".")
             with align_module_device(module.get_submodule(owner)):
                 tensor = getattr(module.get_submodule(owner), leaf)
+        tensor = gathered(tensor)
         if type(tensor).__module__.startswith("torchao"):
             tensor = tensor.dequantize()  # torch's own operations on it are few
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         flat = tensor.detach().reshape(-1)
         picks = torch.linspace(0, max(len(flat) - 1, 0), min(SAMPLES, len(flat)), dtype=torch.float64).long()
         values = flat[picks.to(flat.device)].cpu().bfloat16().half()
-        digest.update(values.contiguous().view(torch.uint8).numpy())
+        digest.update(values.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def gathered(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor, parts of which may lie in several processes; then to be called in all of them."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def base_name(name: str) -> str:

@@ -139,6 +139,37 @@ def test_several_data_sets_in_their_shares(write, pairs, tmp_path, capsys):
     assert lines(tmp_path / "run")[-1]["step"] == 2 * (3 + 1), "of four images a batch"
 
 
+def torchao(kind, **fields):
+    """`decoder_kwargs` as YAML has them, of a config of torchao's."""
+    described = {"default": {"_type": kind, "_version": 2, "_data": fields}}
+    return {"quantization_config": {"quant_method": "torchao", "quant_type": described}}
+
+
+INT8 = torchao("Int8WeightOnlyConfig")
+INT4 = torchao(
+    "IntxWeightOnlyConfig",
+    weight_dtype={"_type": "torch.dtype", "_data": "int4"},
+    granularity={"_type": "PerGroup", "_version": 1, "_data": {"group_size": 32}},
+)
+
+
+@pytest.mark.parametrize(("how", "others"), [(INT8, [{}, INT4]), (INT4, [{}, INT8])], ids=["int8", "int4"])
+def test_an_adapter_of_a_quantized_decoder_fits_that_alone(how, others, write, parts, pairs, tmp_path, capsys):
+    pytest.importorskip("torchao")
+    assert cli.main(["finetune", *write(steps=4, model=parts | {"decoder_kwargs": how})]) == 0
+    run = tmp_path / "run"
+    for other in others:
+        with pytest.raises(ValueError, match="other decoder weights than those loaded"):
+            mmlm.MultimodalLM.from_pretrained(run, decoder_kwargs=other)
+    model = mmlm.MultimodalLM.from_pretrained(run, decoder_kwargs=how)
+    assert type(model.decoder.model.layers[1].self_attn.q_proj.weight).__module__.startswith("torchao")
+    assert isinstance(model.caption(pairs / "00.png", max_new_tokens=3), str)
+    further = {"adapter": str(run), "decoder_kwargs": how}
+    assert cli.main(["finetune", *write("further", steps=2, model=further, calibrate=0)]) == 0
+    assert cli.main(["finetune", *write("other", model={"adapter": str(run)})]) == 1
+    assert "other decoder weights than those loaded" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("settings", "words", "message"),
     [
@@ -153,6 +184,11 @@ def test_several_data_sets_in_their_shares(write, pairs, tmp_path, capsys):
         ({"model": {"adapter": "a/b", "start": 3}}, [], "model.start: of the saved adapter a/b it is what it was"),
         ({"held_out": [{"path": "a", "weight": 2}]}, [], "held_out[0].weight: held-out samples are drawn alike"),
         ({"denoise": {"r": 0, "x": 0, "s": 0}}, ["--denoise.share", "0.5"], "denoise.share: 0.5, and r, x and s are 0"),
+        (
+            {"model": {"tensor_parallel": 2}},
+            [],
+            "model.tensor_parallel: 2 of 1 processes: launch 2, or a multiple of it",
+        ),
         ({"longest": 3}, [], "none of its 12 rows can be learnt from; the first: "),
     ],
 )
@@ -289,6 +325,48 @@ def gradients(folder):
     """Those of the first step of a run, from what Adam remembers of them."""
     (path,) = checkpoints(folder)
     return {name: state["exp_avg"] / 0.1 for name, state in read(path)["optimizer"].items()}
+
+
+@pytest.mark.slow
+def test_teams_that_share_a_decoder_take_the_same_step(write, tmp_path):
+    """Two teams of two processes, each with half of every layer; images are too few for four. Gradients within 1e-5."""
+    assert cli.main(["finetune", *write("begun", optim={"lr": 0.01})]) == 0
+    settings = {"steps": 1, "model": {"adapter": str(tmp_path / "begun")}, "batch": {"images": 4, "passes": 2}}
+    assert cli.main(["finetune", *write("1", **settings)]) == 0
+    with torchrun([*write("2 x 2", **settings), "--model.tensor_parallel", "2"], 4) as process:
+        _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    one, other = (gradients(tmp_path / name) for name in ("1", "2 x 2"))
+    assert sum(bool(gradient.abs().max() > 1e-4) for gradient in one.values()) > 0.8 * len(one)
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=0, atol=1e-5, msg=name)
+
+
+@pytest.mark.slow
+def test_a_team_learns_as_one_process_does_which_goes_on_with_its_run(write, pairs, tmp_path):
+    """A decoder in two halves, from the fitting of the adapter to captions; images are too few for two processes."""
+    score = {"every": 4, "by": "caption", "samples": 4, "cards": 2}
+    often = {"save_every": 2, "log_every": 1, "batch": {"images": 4, "passes": 4}}
+    settings = {"steps": 4, "held_out": str(pairs), "score": score, **often}
+    one, team = tmp_path / "one", tmp_path / "team"
+    assert cli.main(["finetune", *write("one", **settings)]) == 0
+    words = write("team", **settings)
+    with torchrun([*words, "--model.tensor_parallel", "2"], 2) as process:
+        _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    wanted = [pytest.approx(line, rel=1e-3) for line in map(flat, lines(one))]
+    assert list(map(flat, lines(team))) == wanted
+    mmlm.MultimodalLM.from_pretrained(team)  # whose decoder has the fingerprint of a whole one
+    (team / "model.safetensors").unlink()
+    checkpoints(team)[0].unlink()
+    assert cli.main(["finetune", *words, "--resume"]) == 0
+    assert list(map(flat, lines(team))) == wanted
+    assert mmlm.MultimodalLM.from_pretrained(team).caption(pairs / "00.png", max_new_tokens=3)
+
+
+def flat(line):
+    """A line of metrics, its gates one by one, without what depends on the hour."""
+    return line.pop("gates", {}) | line | UNTOLD
 
 
 @pytest.mark.slow

@@ -29,8 +29,8 @@ mmlm finetune CONFIG --run --resume --overwrite --steps --log_every --save_every
 --batch.passes --data --held_out --epochs --longest --seed --cache_gb --model.decoder --model.vision --model.adapter \
 --model.every --model.start --model.layers --model.tokens --model.detail --model.attend --model.image_last \
 --model.ff_factor --model.system --model.lora --model.unfreeze --model.ocr --model.settings --model.decoder_kwargs \
---denoise.share --denoise.r --denoise.x --denoise.s --score.every --score.by --score.take --score.samples \
---score.cards
+--model.tensor_parallel --denoise.share --denoise.r --denoise.x --denoise.s --score.every --score.by --score.take \
+--score.samples --score.cards
 mmlm info [MODEL] --vision --tokens --every --start --kv-heads
 mmlm quickstart --run --resume --overwrite --vqa_images --redrawn --vqa_test --redrawn_test --shapes_test --scenes \
 --scenes_test --blocks_from --captions_per_image --vqa_share --seed --train.steps --train.log_every \

@@ -1,0 +1,64 @@
+"""One decoder for several processes, each with a part of every layer's matrices: tensor parallelism.
+
+Shoeybi et al. 2019, "Megatron-LM", arXiv:1909.08053. Which matrices are parted, and where the parts' results are added
+up, is transformers' own plan of each architecture. Eyes and adapter are whole in each process.
+"""
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from transformers.distributed import DistributedConfig
+
+from mmlm.model import MultimodalLM
+
+
+class Teams(DistributedConfig):
+    """Teams of processes, each with a decoder: between them transformers would part it once more (FSDP)."""
+
+    @property
+    def dp_size(self) -> int:
+        return 1
+
+
+def parted(size: int) -> dict[str, Any]:
+    """What transformers' `from_pretrained` is told, so that every `size` processes have one decoder together."""
+    if size == 1:
+        return {}
+    return {"distributed_config": Teams(tp_size=size, dp_replicate_size=PartialState().num_processes // size)}
+
+
+def check_parted(model: MultimodalLM, size: int) -> None:
+    """ValueError for a decoder that cannot be parted, and for one that is and would learn."""
+    if size == 1:
+        return
+    text = model.decoder.config.get_text_config(decoder=True)
+    for name in ("num_attention_heads", "num_key_value_heads"):  # of which each process takes whole ones
+        count = getattr(text, name, None)
+        if type(count) is int and count % size:
+            raise ValueError(
+                f"model.tensor_parallel: {size}, and the decoder's {name} is {count}; take a divisor of it"
+            )
+    if getattr(model.decoder, "is_quantized", False):  # each part would get scales of its own
+        raise ValueError(f"model.tensor_parallel: {size}, and the decoder is quantized; take one of the two")
+    if learns := sorted(name for name in model.trained if name.startswith("decoder.")):
+        raise ValueError(
+            f"model.tensor_parallel: {size}, and of the decoder, which stays as it is then, {learns[0]} and "
+            f"{len(learns) - 1} more would learn; leave out model.lora and model.unfreeze"
+        )
+
+
+def prepared(
+    accelerator: Accelerator, model: MultimodalLM, optimizer: torch.optim.Optimizer
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Model and optimizer as Accelerate prepares them, but for DDP around a decoder in parts, which it refuses.
+
+    DDP is about what is trained, which is whole: its gradients are the same in all processes of a team, and their mean
+    over all processes is that over teams.
+    """
+    if not model.decoder.tp_size:
+        forward, optimizer = accelerator.prepare(model, optimizer)
+        return forward, optimizer
+    return DistributedDataParallel(model, gradient_as_bucket_view=True), accelerator.prepare(optimizer)

@@ -1,0 +1,54 @@
+"""Decoders that processes cannot share, and launchers that do not fit; test_run.py has processes that share one."""
+
+import pytest
+
+from finetune.run import build
+from finetune.run_config import DataConfig, ModelConfig, RunConfig, check_run
+from finetune.tensor_parallel import check_parted
+
+
+@pytest.mark.parametrize(
+    ("size", "fields", "message"),
+    [
+        (3, {}, "3, and the decoder's num_attention_heads is 4; take a divisor of it"),
+        (4, {}, "4, and the decoder's num_key_value_heads is 2; take a divisor of it"),
+        (2, {"lora": {"r": 2}}, r"stays as it is then, decoder\.model\.layers\.0\..* leave out model.lora"),
+        (2, {"unfreeze": ["decoder.*norm*"]}, "norm.weight and 12 more would learn; leave out"),
+    ],
+)
+def test_what_cannot_be_parted_is_refused(size, fields, message, make_model):
+    with pytest.raises(ValueError, match=message):
+        check_parted(make_model(**fields), size)
+
+
+def test_what_can_be_parted_is_not(tiny_model):
+    check_parted(tiny_model, 2)
+
+
+def test_a_quantized_decoder_is_not_parted(parts):
+    pytest.importorskip("torchao")
+    int8 = {"default": {"_type": "Int8WeightOnlyConfig", "_version": 2, "_data": {}}}
+    quantized = {"quantization_config": {"quant_method": "torchao", "quant_type": int8}}
+    with pytest.raises(ValueError, match="2, and the decoder is quantized; take one of the two"):
+        check_parted(build(ModelConfig(**parts, decoder_kwargs=quantized)), 2)
+
+
+@pytest.mark.parametrize(
+    ("size", "environment", "message"),
+    [
+        (3, {"WORLD_SIZE": "4"}, "model.tensor_parallel: 3 of 4 processes: launch 3, or a multiple of it"),
+        (2, {"WORLD_SIZE": "4", "ACCELERATE_USE_FSDP": "true"}, "2, and FSDP parts the decoder, too: take ddp.yaml"),
+        (
+            1,
+            {"ACCELERATE_USE_PARALLELISM_CONFIG": "true"},
+            "parallelism_config: leave it out, .* --model.tensor_parallel 2",
+        ),
+    ],
+)
+def test_a_launcher_that_does_not_fit_is_refused(size, environment, message, monkeypatch, tmp_path):
+    config = RunConfig()
+    config.data, config.model.tensor_parallel = [DataConfig("pairs")], size
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=message):
+        check_run(config, tmp_path / "run", resume=False, overwrite=False)
