@@ -4,7 +4,8 @@ A prompt that asks first and shows the image then is nearly all prefix. All samp
 a training step or a prefill is left with the few tokens that see the image. Logits and gradients are those of the whole
 text.
 
-R rows, P tokens of the longest prefix, T of the longest rest, L layers, K key heads, d width of a head.
+R rows, P tokens of the longest prefix, T of the longest rest, K heads of a layer's keys or values, d their width, W all
+numbers of a token's keys and values.
 """
 
 from collections.abc import Iterable, Sequence
@@ -30,7 +31,7 @@ def blind(text: Marked) -> int:
 
 
 class Prefixes(Kept):
-    """Keys and values [L, 2, K, P, d] of prefixes (ids,)."""
+    """Keys and values of all layers [P, W] of prefixes (ids,)."""
 
     def __init__(self, decoder: PreTrainedModel) -> None:
         super().__init__(MOST)
@@ -38,24 +39,30 @@ class Prefixes(Kept):
         probe = DynamicCache(config=decoder.config)
         self.usable = all(type(layer) is DynamicLayer for layer in probe.layers)
         """False for decoders that keep more than keys and values (recurrent states, sliding windows)."""
+        self.shapes: list[tuple[int, int]] = []
+        """K and d of each layer's keys and values, in turn: they need not be alike."""
 
     def compute(self, texts: Sequence[Parts], widths: Sequence[int]) -> Iterable[Tensor]:
         # right-padded, so that no token of a prefix can attend to the padding
         tokens = torch.tensor([pad_ids(ids, *widths) for (ids,) in texts], device=home(self.decoder))
         layers = self.decoder.get_decoder()(input_ids=tokens, use_cache=True).past_key_values.layers
-        whole = torch.stack([torch.stack([layer.keys, layer.values]) for layer in layers])  # [L, 2, R, K, P, d]
-        return [whole[:, :, row, :, : len(ids)].clone() for row, (ids,) in enumerate(texts)]
+        seen = [tensor for layer in layers for tensor in (layer.keys, layer.values)]  # [R, K, P, d]
+        self.shapes = [(tensor.shape[1], tensor.shape[3]) for tensor in seen]
+        whole = torch.cat([tensor.transpose(1, 2).flatten(2) for tensor in seen], -1)  # [R, P, W]
+        return [whole[row, : len(ids)].clone() for row, (ids,) in enumerate(texts)]
 
     def cache(self, rows: Sequence[tuple[int, ...]], width: int) -> DynamicCache:
         """A cache that has seen a prefix in each row, left-padded to `width`; one at least is not empty."""
         longest = max(rows, key=len)
         # a row without a prefix takes none of another's, all padding
         kept = zip(rows, self([(ids or longest,) for ids in rows]), strict=True)
-        parts = [pad(whole[..., : len(ids), :], (0, 0, width - len(ids), 0)) for ids, whole in kept]
-        parts = [part.to(home(self.decoder)) for part in parts]  # which may have moved since they were kept
+        parts = [pad(whole[: len(ids)], (0, 0, width - len(ids), 0)) for ids, whole in kept]
+        whole = torch.stack(parts).to(home(self.decoder))  # which may have moved since they were kept
+        pieces = whole.split([heads * size for heads, size in self.shapes], -1)
+        tensors = [piece.unflatten(-1, shape).transpose(1, 2) for piece, shape in zip(pieces, self.shapes, strict=True)]
         cache = DynamicCache()
-        for number, layer in enumerate(torch.stack(parts, dim=2)):  # [L, 2, R, K, P, d]
-            cache.update(layer[0], layer[1], number)
+        for number, (keys, values) in enumerate(zip(tensors[::2], tensors[1::2], strict=True)):
+            cache.update(keys, values, number)
         return cache
 
     def past(self, rows: Sequence[Marked]) -> dict[str, DynamicCache]:

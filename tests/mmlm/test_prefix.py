@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from families import small
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -9,9 +10,10 @@ from mmlm.marked import Marked
 from mmlm.prefix import Prefixes, blind
 
 
-@pytest.fixture(scope="module")
-def decoder(tiny_decoder):
-    return tiny_decoder()
+@pytest.fixture(scope="module", params=["mixtral", "deepseek_v3"])
+def decoder(request, tiny_decoder):
+    """Mixtral's, and one whose keys are wider than its values."""
+    return tiny_decoder() if request.param == "mixtral" else small(request.param)
 
 
 @given(before=st.integers(0, 9), seeing=st.integers(0, 9), learnt=st.integers(0, 9))
@@ -31,6 +33,7 @@ def test_a_row_without_a_prefix_remembers_nothing(decoder):
     for layer in layers:
         assert layer.keys.shape[2] == 5 and not layer.keys[1].any() and not layer.keys[0, :, :2].any()
         assert layer.keys[0, :, 2:].any(-1).all()
+        assert layer.keys.shape[:3] == layer.values.shape[:3]
 
 
 @given(
@@ -54,7 +57,7 @@ def test_rests_go_on_as_the_whole(decoder, lengths, least):
 
 def test_the_rest_of_left_padded_rows_goes_on_as_the_whole(decoder):
     """Rows of several lengths, with more and fewer blind tokens."""
-    rows = [Marked(list(range(9)), [-1] * 6 + [0] * 3), Marked(list(range(20, 25)), [-1] * 3 + [0, 0])]
+    rows = [Marked(list(range(1, 10)), [-1] * 6 + [0] * 3), Marked(list(range(20, 25)), [-1] * 3 + [0, 0])]
     rows.append(Marked([7, 8], [0, 0]))
     ids, mask = torch.zeros(3, 9, dtype=torch.int64), torch.zeros(3, 9, dtype=torch.int64)
     for row, text in enumerate(rows):
