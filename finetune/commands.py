@@ -57,20 +57,19 @@ def finetune(parser: ArgumentParser) -> None:
 
 
 def run_finetune(args: Namespace) -> None:
-    import os
     import sys
     from pathlib import Path
 
     from finetune.config import read_settings
     from finetune.folder import has_run
+    from finetune.launched import is_first
     from finetune.options import resolved
     from finetune.run_config import RunConfig, check_run
 
     folder = Path(args.folder)
     config = resolved(read_settings(RunConfig(), Path(args.settings)), args)
     resume = has_run(folder) if args.resume == "auto" else args.resume == "yes"
-    first = os.environ.get("RANK", "0") == "0"
-    if first:  # before torch is loaded
+    if is_first():  # before torch is loaded
         check_run(config, folder, resume=resume, overwrite=args.overwrite)
     from finetune.ranks import joined
     from finetune.run import finetune as run
@@ -80,11 +79,11 @@ def run_finetune(args: Namespace) -> None:
             done = run(config, folder, resume=resume, overwrite=args.overwrite)
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(*["--resume goes on with it"] * has_run(folder)) from error
-    if first and done:
+    if is_first() and done:
         print(
             f"{folder} has the adapter. Now with an image of your own:\n\n"
             f"    mmlm caption IMAGE --model {folder}\n"
             f'    mmlm ask IMAGE "..." --model {folder}\n'
         )
-    elif first:
+    elif is_first():
         print(f"stopped, as asked; --resume goes on with {folder}", file=sys.stderr)

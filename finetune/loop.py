@@ -26,11 +26,12 @@ from finetune.config import TrainConfig
 from finetune.encoded import IGNORED, Encoded
 from finetune.fetch import Fetched, read
 from finetune.folder import TROUBLE
+from finetune.launched import sharded
 from finetune.loss import learnt_loss
 from finetune.metrics import Metrics, trackers_of
 from finetune.optim import adamw, schedule, set_rates
 from finetune.ranks import alike, everyone, leave_to_each, shares, total
-from finetune.shard import ready_to_shard
+from finetune.shard import place, ready_to_shard
 from finetune.stop import stopping
 from finetune.tensor_parallel import prepared
 from finetune.words import learn_words, speak
@@ -73,21 +74,23 @@ def train(
     ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
     accelerator = Accelerator(kwargs_handlers=[ddp], log_with=trackers_of(config.trackers) or None, project_dir=folder)
     check_trainable(model, config)
-    model.to(accelerator.device)
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    place(model, accelerator.device)
     (world, rank), passes = shares(model), config.batch.passes
-    # what layers made of a text before is of use while they stay as they are, and are not computed again in backward
-    same = not config.recompute and not any(name.startswith("decoder.") for name in model.trained)
+    # what layers made of a text before is of use while they stay as they are, are not computed again in backward, and
+    # need not be run in all processes at once, as sharded ones
+    same = not plugin and not config.recompute and not any(name.startswith("decoder.") for name in model.trained)
     collate = Collator(model, cache, Below(model) if same else None)
     if config.calibrate and not checkpoint.checkpoints(folder):
         prepare(model, collate, mixture, config)
-    alike(model.saved().values())
+    model.adapter.to(accelerator.device)
+    alike(model.adapter.state_dict().values())
     leave_to_each(model)
     if config.recompute:
         model.gradient_checkpointing_enable()
     compiled = Compiled(model) if config.compile else nullcontext
-    if plugin := getattr(accelerator.state, "fsdp_plugin", None):
+    if plugin:
         ready_to_shard(model, plugin)
-        collate.below = None  # sharded layers are run in all processes at once, or not at all
     forward, optimizer = prepared(
         accelerator, model, adamw(checkpoint.learning(model), config.optim, model.config.hidden)
     )
@@ -118,9 +121,9 @@ def train(
             progress.seen, progress.broken = progress.seen + int(samples), progress.broken + int(broken)
             check_broken(progress, config)
             loss = 0.0
-            for place, batch in enumerate(batches):
-                torch.manual_seed(hash((seed, step, rank * passes + place)) % 2**63)  # of dropout, where there is any
-                with nullcontext() if place + 1 == passes else accelerator.no_sync(forward):
+            for number, batch in enumerate(batches):
+                torch.manual_seed(hash((seed, step, rank * passes + number)) % 2**63)  # of dropout, where there is any
+                with nullcontext() if number + 1 == passes else accelerator.no_sync(forward):
                     with compiled():
                         summed, _ = learnt_loss(forward, model, send_to_device(batch, accelerator.device))
                     accelerator.backward(summed * (world / max(learnt, 1)))  # processes' gradients become their mean
@@ -206,8 +209,11 @@ def distrusted(loss: float, norm: float, progress: Progress, config: TrainConfig
 def prepare(model: MultimodalLM, collate: Collator, mixture: Mixture, config: TrainConfig) -> None:
     """Fits the untrained adapter to the frozen parts, and teaches it words, on parts of the first steps.
 
-    Every process does all of it and comes to the same, however many there are.
+    Every process does all of it and comes to the same, however many there are. Of a decoder that will be sharded, the
+    main one does it, in its own memory, and the others are given it.
     """
+    if sharded() and not PartialState().is_main_process:
+        return
     parts = -(-config.batch.images // MOST_IMAGES)
 
     def samples(number: int) -> list[Encoded]:

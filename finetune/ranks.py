@@ -1,6 +1,5 @@
 """Several processes, one run: who writes, what all of them count, and errors that all of them hear of."""
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -12,6 +11,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object, reduce
 from torch.nn.parallel import DistributedDataParallel
 
+from finetune.launched import processes
 from mmlm.model import MultimodalLM
 
 Result = TypeVar("Result")
@@ -80,9 +80,8 @@ def main_first(work: Callable[[], Result]) -> Result:
 
 def check_alone() -> None:
     """ValueError if a launcher started several processes, for what runs in one: each would write into one folder."""
-    processes = os.environ.get("WORLD_SIZE", "1")
-    if processes != "1":
-        raise ValueError(f"{processes} processes were launched, but this runs in one; launch one")
+    if processes() != 1:
+        raise ValueError(f"{processes()} processes were launched, but this runs in one; launch one")
 
 
 @contextmanager

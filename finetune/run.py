@@ -20,6 +20,7 @@ from finetune.ranks import main_first, main_writes
 from finetune.reading import Reading
 from finetune.run_config import DataConfig, ModelConfig, RunConfig, check_run
 from finetune.score import Scorer, held_out
+from finetune.shard import place
 from finetune.survey import Survey, keep, kept, survey
 from finetune.tensor_parallel import check_parted, parted
 from mmlm import zoo
@@ -50,7 +51,8 @@ def finetune(config: RunConfig, folder: Path, *, resume: bool = False, overwrite
         if mine:
             check_run(config, folder, resume=resume, overwrite=overwrite)
     torch.manual_seed(config.seed)
-    model = build(config.model).to(state.device)
+    model = build(config.model)
+    place(model, state.device)
     check_parted(model, config.model.tensor_parallel)
     check_trainable(model, config)
     data, tests = opened(config.data, model), opened(config.held_out, model)

@@ -7,6 +7,7 @@ from typing import Any
 
 from finetune.config import TrainConfig, check_resumable, one_of, within
 from finetune.folder import check_folder
+from finetune.launched import processes, sharded
 from mmlm.names import DECODER, VISION
 
 
@@ -152,20 +153,21 @@ def check_run(config: RunConfig, folder: Path, *, resume: bool, overwrite: bool)
         )
     if config.score.take == "best" and not config.held_out:
         raise ValueError("score.take: best of what is scored, and nothing is held out: name it, --held_out val/")
-    sharded = os.environ.get("ACCELERATE_USE_FSDP") == "true"
-    if sharded and config.held_out and (config.score.by != "loss" or config.score.cards):
+    if sharded() and config.held_out and (config.score.by != "loss" or config.score.cards):
         raise ValueError("score: a sharded model says nothing while it is trained: take by: loss, and cards: 0")
-    check_teams(config.model, sharded)
+    check_teams(config.model)
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         raise ValueError("DeepSpeed takes its steps by itself, and cannot leave one out: take ddp.yaml or fsdp2.yaml")
 
 
-def check_teams(model: ModelConfig, sharded: bool) -> None:
+def check_teams(model: ModelConfig) -> None:
     """ValueError if processes cannot have decoders together as they are told to."""
-    size, processes = model.tensor_parallel, int(os.environ.get("WORLD_SIZE", "1"))
+    size = model.tensor_parallel
     if os.environ.get("ACCELERATE_USE_PARALLELISM_CONFIG") == "true":
         raise ValueError("parallelism_config: leave it out, with ddp.yaml, and say --model.tensor_parallel 2 instead")
-    if processes % size:
-        raise ValueError(f"model.tensor_parallel: {size} of {processes} processes: launch {size}, or a multiple of it")
-    if size > 1 and sharded:
+    if processes() % size:
+        raise ValueError(
+            f"model.tensor_parallel: {size} of {processes()} processes: launch {size}, or a multiple of it"
+        )
+    if size > 1 and sharded():
         raise ValueError(f"model.tensor_parallel: {size}, and FSDP parts the decoder, too: take ddp.yaml for it")

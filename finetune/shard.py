@@ -1,8 +1,20 @@
-"""Frozen weights, adapter and optimizer parted among processes (FSDP2), once each process has read and fitted them."""
+"""Frozen weights, adapter and optimizer parted among processes (FSDP2).
+
+Each process reads the whole model into its own memory; sharding takes it to the device layer by layer, of which a part
+stays there: a device need not have room for the whole.
+"""
 
 from typing import Any
 
+import torch
+
+from finetune.launched import sharded
 from mmlm.model import MultimodalLM
+
+
+def place(model: MultimodalLM, device: torch.device) -> None:
+    """Moves the model to the device; one that will be sharded stays where it is, but for the eyes."""
+    (model.vision if sharded() else model).to(device)
 
 
 def ready_to_shard(model: MultimodalLM, plugin: Any) -> None:

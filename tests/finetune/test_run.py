@@ -187,7 +187,7 @@ def test_an_adapter_of_a_quantized_decoder_fits_that_alone(how, others, write, p
         (
             {"model": {"tensor_parallel": 2}},
             [],
-            "model.tensor_parallel: 2 of 1 processes: launch 2, or a multiple of it",
+            "model.tensor_parallel: 2 of 1 processes: launch 2, or more teams of it",
         ),
         ({"longest": 3}, [], "none of its 12 rows can be learnt from; the first: "),
     ],
