@@ -32,6 +32,7 @@ from finetune.ranks import alike, everyone, leave_to_each, total
 from finetune.shard import ready_to_shard
 from finetune.stop import stopping
 from finetune.words import learn_words, speak
+from finetune.zero import gathered, part
 from mmlm.model import MultimodalLM
 from vision.features import FeatureCache
 
@@ -85,11 +86,16 @@ def train(
     if plugin := getattr(accelerator.state, "fsdp_plugin", None):
         ready_to_shard(model, plugin)
         collate.below = None  # sharded layers are run in all processes at once, or not at all
-    forward, optimizer = accelerator.prepare(
-        model, adamw(checkpoint.learning(model), config.optim, model.config.hidden)
-    )
+    optimizer = adamw(checkpoint.learning(model), config.optim, model.config.hidden)
+    if zero := accelerator.state.deepspeed_plugin:
+        forward, optimizer = part(accelerator, model, optimizer, config.optim.clip)
+        collate.below = collate.below if zero.zero_stage < 3 else None  # as above
+    else:
+        forward, optimizer = accelerator.prepare(model, optimizer)
     learning = [parameter for _, parameter in checkpoint.learning(model)]
     progress = checkpoint.load(folder, model, optimizer)
+    if zero:
+        optimizer.refresh()
     saved = progress.step
     model.train()
     with (
@@ -116,7 +122,8 @@ def train(
             loss = 0.0
             for place, batch in enumerate(batches):
                 torch.manual_seed(hash((seed, step, rank * passes + place)) % 2**63)  # of dropout, where there is any
-                with nullcontext() if place + 1 == passes else accelerator.no_sync(forward):
+                accelerator.sync_gradients = place + 1 == passes
+                with nullcontext() if accelerator.sync_gradients else accelerator.no_sync(forward):
                     summed, _ = learnt_loss(forward, model, send_to_device(batch, accelerator.device))
                     accelerator.backward(summed * (world / max(learnt, 1)))  # processes' gradients become their mean
                 loss += summed.item()
@@ -139,7 +146,9 @@ def train(
             metrics.step(learnt)
             if due(progress.step, config.log_every, config.steps):
                 rate = config.optim.lr * schedule(step, config.steps, config.optim)
-                metrics.tell(progress, {"loss": loss, "gradient": norm, "lr": rate, "gates": model.adapter.gates()})
+                with gathered(learning):
+                    gates = model.adapter.gates()
+                metrics.tell(progress, {"loss": loss, "gradient": norm, "lr": rate, "gates": gates})
             best = False
             if score and due(progress.step, score_every, config.steps):
                 model.eval()

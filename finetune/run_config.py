@@ -130,8 +130,21 @@ def check_run(config: RunConfig, folder: Path, *, resume: bool, overwrite: bool)
                 raise ValueError(f"{name}[{number}].weight: held-out samples are drawn alike; leave it out")
     if config.score.take == "best" and not config.held_out:
         raise ValueError("score.take: best of what is scored, and nothing is held out: name it, --held_out val/")
-    sharded = os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    zero = check_zero() if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" else 0
+    sharded = os.environ.get("ACCELERATE_USE_FSDP") == "true" or zero == 3
     if sharded and config.held_out and (config.score.by != "loss" or config.score.cards):
         raise ValueError("score: a sharded model says nothing while it is trained: take by: loss, and cards: 0")
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
-        raise ValueError("DeepSpeed takes its steps by itself, and cannot leave one out: take ddp.yaml or fsdp2.yaml")
+
+
+def check_zero() -> int:
+    """The stage of ZeRO that Accelerate's launcher was told of. ValueError for what else it was, and is not known here."""
+    for field_, variable, taken in (
+        ("zero_stage", "ACCELERATE_DEEPSPEED_ZERO_STAGE", "1, 2 or 3"),
+        ("deepspeed_config_file", "ACCELERATE_DEEPSPEED_CONFIG_FILE", "none"),
+        ("offload_optimizer_device", "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "none"),
+        ("offload_param_device", "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", "none"),
+        ("mixed_precision", "ACCELERATE_MIXED_PRECISION", "no"),
+    ):
+        if (value := os.environ.get(variable, taken)) not in taken:
+            raise ValueError(f"{field_}: {value}: takes {taken}, as configs/accelerate/zero1.yaml has it")
+    return int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", 2))
