@@ -152,7 +152,7 @@ def train(
             best = False
             if score and due(progress.step, score_every, config.steps):
                 model.eval()
-                with metrics.pausing():
+                with metrics.pausing(), gathered(learning):
                     found = score(progress.step)
                 model.train()
                 metrics.scored(progress.step, found)

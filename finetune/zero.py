@@ -175,9 +175,9 @@ def own(value: Tensor, parameter: nn.Parameter) -> Tensor:
 def gathered(tensors: Iterable[Tensor]) -> Iterator[None]:
     """Within it weights that ZeRO-3 has parted are whole; what every process writes into them stays."""
     if parted := [tensor for tensor in tensors if hasattr(tensor, "ds_id")]:
-        from deepspeed.zero import GatheredParameters
+        import deepspeed
 
-        with GatheredParameters(parted, modifier_rank=0):
+        with deepspeed.zero.GatheredParameters(parted, modifier_rank=0):
             yield
     else:
         yield
