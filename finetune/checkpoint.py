@@ -181,8 +181,10 @@ def read(path: Path) -> dict[str, Any] | None:
 def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors, shards of which may lie in several processes -> whole ones in this one's memory, each a copy."""
     with gathered(tensors.values()):
-        full = {name: t.full_tensor() if isinstance(t, DTensor) else t for name, t in tensors.items()}
-        return {name: t.detach().to("cpu", copy=True) for name, t in full.items()}  # of no larger tensor a part
+        return {
+            name: (t.full_tensor() if isinstance(t, DTensor) else t).detach().to("cpu", copy=True)
+            for name, t in tensors.items()
+        }  # as parts of larger tensors they would be written with all of those
 
 
 def like(value: Tensor, place: Tensor) -> Tensor:

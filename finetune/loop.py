@@ -89,7 +89,8 @@ def train(
     optimizer = adamw(checkpoint.learning(model), config.optim, model.config.hidden)
     if zero := accelerator.state.deepspeed_plugin:
         forward, optimizer = part(accelerator, model, optimizer, config.optim.clip)
-        collate.below = collate.below if zero.zero_stage < 3 else None  # as above
+        if zero.zero_stage == 3:
+            collate.below = None  # likewise
     else:
         forward, optimizer = accelerator.prepare(model, optimizer)
     learning = [parameter for _, parameter in checkpoint.learning(model)]

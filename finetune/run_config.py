@@ -137,14 +137,14 @@ def check_run(config: RunConfig, folder: Path, *, resume: bool, overwrite: bool)
 
 
 def check_zero() -> int:
-    """The stage of ZeRO that Accelerate's launcher was told of. ValueError for what else it was, and is not known here."""
-    for field_, variable, taken in (
-        ("zero_stage", "ACCELERATE_DEEPSPEED_ZERO_STAGE", "1, 2 or 3"),
+    """The stage of ZeRO that Accelerate's launcher was told of. ValueError for what else it was, and is not known."""
+    for name, variable, *known in (
+        ("zero_stage", "ACCELERATE_DEEPSPEED_ZERO_STAGE", "1", "2", "3"),
         ("deepspeed_config_file", "ACCELERATE_DEEPSPEED_CONFIG_FILE", "none"),
         ("offload_optimizer_device", "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "none"),
         ("offload_param_device", "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", "none"),
         ("mixed_precision", "ACCELERATE_MIXED_PRECISION", "no"),
     ):
-        if (value := os.environ.get(variable, taken)) not in taken:
-            raise ValueError(f"{field_}: {value}: takes {taken}, as configs/accelerate/zero1.yaml has it")
+        if (value := os.environ.get(variable, known[0])) not in known:
+            raise ValueError(f"{name}: {value}: takes {' or '.join(known)}, as configs/accelerate/zero1.yaml has it")
     return int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", 2))

@@ -153,7 +153,7 @@ class Moments:
                 safe_set_full_optimizer_state(parameter, kept[key], key)
 
 
-def spoil(parameter: nn.Parameter) -> None:
+def spoil(parameter: Any) -> None:
     """Makes a parameter's gradient no number."""
     from deepspeed.utils import safe_set_full_grad, safe_set_local_grad
 
@@ -163,7 +163,7 @@ def spoil(parameter: nn.Parameter) -> None:
         safe_set_full_grad(parameter, torch.full_like(parameter, math.nan))
 
 
-def own(value: Tensor, parameter: nn.Parameter) -> Tensor:
+def own(value: Tensor, parameter: Any) -> Tensor:
     """A whole tensor -> the part of it, filled up with zeros, that this process has where ZeRO-3 has parted weights."""
     part: Tensor = parameter.ds_tensor
     rank, size = torch.distributed.get_rank(parameter.ds_process_group), part.numel()

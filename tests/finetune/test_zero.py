@@ -12,12 +12,13 @@ from safetensors.torch import load_file
 
 from finetune.checkpoint import checkpoints, read, step_of
 from finetune.folder import METRICS
+from finetune.zero import part
 from mmlm import cli
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", ROOT / "configs/accelerate/zero1.yaml"]
 STAGES = pytest.mark.parametrize("stage", [1, 2, 3])
-pytestmark = pytest.mark.slow
+DEEPSPEED = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "1"}
 
 
 @pytest.fixture
@@ -45,6 +46,7 @@ def metrics(folder):
     return [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
 
 
+@pytest.mark.slow
 @STAGES
 def test_a_step_is_that_of_one_process(stage, zero, write, tmp_path):
     """With passes and clipping; gradients within 1e-6. What comes of it is good for the other, too."""
@@ -77,6 +79,7 @@ def test_a_step_is_that_of_one_process(stage, zero, write, tmp_path):
         torch.testing.assert_close(second[name], weight, rtol=0, atol=1e-4, msg=name)
 
 
+@pytest.mark.slow
 @STAGES
 def test_a_stopped_run_that_goes_on_ends_with_the_bytes_of_an_unbroken_one(stage, zero, write, parts, pairs, tmp_path):
     """With a frozen decoder in 16 bits, activations that are computed again, and scores on the way."""
@@ -93,7 +96,8 @@ def test_a_stopped_run_that_goes_on_ends_with_the_bytes_of_an_unbroken_one(stage
     assert (stopped / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
-@STAGES
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
 def test_a_step_that_is_left_out_changes_nothing(stage, zero, write, tmp_path):
     settings = {"steps": 4, "save_every": 1, "keep": 9, "log_every": 1, "trouble": "skip", "spike": 0.5}
     zero(stage, write("run", **settings))
@@ -102,3 +106,31 @@ def test_a_step_that_is_left_out_changes_nothing(stage, zero, write, tmp_path):
     assert all(weight.equal(last["trained"][name]) for name, weight in first["trained"].items())
     for name, state in first["optimizer"].items():
         assert all(value.equal(last["optimizer"][name][key]) for key, value in state.items())
+
+
+@pytest.mark.parametrize(
+    ("launched", "message"),
+    [
+        ({"ACCELERATE_DEEPSPEED_ZERO_STAGE": "0"}, "zero_stage: 0: takes 1 or 2 or 3, as"),
+        ({"ACCELERATE_DEEPSPEED_CONFIG_FILE": "mine.json"}, "deepspeed_config_file: mine.json: takes none, as"),
+        ({"ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "cpu"}, "offload_param_device: cpu: takes none, as"),
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "mixed_precision: bf16: takes no, as"),
+        ({"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, "a sharded model says nothing while it is trained"),
+    ],
+)
+def test_what_deepspeed_cannot_be_told_is_refused_at_once(
+    launched, message, write, pairs, monkeypatch, tmp_path, capsys
+):
+    for name, value in (DEEPSPEED | launched).items():
+        monkeypatch.setenv(name, value)
+    assert cli.main(["finetune", *write(held_out=str(pairs))]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_in_16_bits_are_not_trained():
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(2, dtype=torch.bfloat16))])
+    with pytest.raises(
+        ValueError, match=r"unfreeze: torch.bfloat16, and with DeepSpeed torch.float32 alone is trained"
+    ):
+        part(None, None, optimizer, 1.0)
