@@ -165,8 +165,8 @@ def spoil(parameter: Any) -> None:
 
 def own(value: Tensor, parameter: Any) -> Tensor:
     """A whole tensor -> the part of it, filled up with zeros, that this process has where ZeRO-3 has parted weights."""
-    part: Tensor = parameter.ds_tensor
-    rank, size = torch.distributed.get_rank(parameter.ds_process_group), part.numel()
+    place: Tensor = parameter.ds_tensor
+    rank, size = torch.distributed.get_rank(parameter.ds_process_group), place.numel()
     mine = value.flatten()[rank * size : (rank + 1) * size]
     return nn.functional.pad(mine, (0, size - len(mine)))
 
