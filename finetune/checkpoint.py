@@ -24,6 +24,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from finetune.folder import CHECKPOINTS
 from finetune.ranks import main_writes
+from finetune.zero import Optimizer, unparted
 from mmlm.decoder import gathered
 from mmlm.model import MultimodalLM
 from mmlm.store import misfit
@@ -85,6 +86,8 @@ def load(folder: Path, model: MultimodalLM, optimizer: torch.optim.Optimizer) ->
             continue
         try:
             fill(model.saved(), kept["trained"])
+            if isinstance(optimizer, Optimizer):
+                optimizer.refresh()
             fill_moments(model, optimizer, kept["optimizer"])
             return Progress(**{entry.name: kept["progress"][entry.name] for entry in fields(Progress)})
         except (KeyError, ValueError, TypeError) as error:
@@ -179,8 +182,9 @@ def read(path: Path) -> dict[str, Any] | None:
 
 
 def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors, shards of which may lie in several processes -> whole ones in this one's memory."""
-    return {name: gathered(tensor).detach().cpu() for name, tensor in tensors.items()}
+    """Tensors, shards of which may lie in several processes -> whole ones in this one's memory, each a copy."""
+    with unparted(tensors.values()):  # as views of larger ones they would be written with all of those
+        return {name: gathered(tensor).detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
 
 def like(value: Tensor, place: Tensor) -> Tensor:
@@ -193,10 +197,11 @@ def like(value: Tensor, place: Tensor) -> Tensor:
 @torch.no_grad()
 def fill(places: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
     """Copies values to their places. ValueError if they are others, or of other shapes."""
-    if why := misfit(values, places):
-        raise ValueError(why)
-    for name, place in places.items():
-        place.copy_(like(values[name], place))
+    with unparted(places.values()):
+        if why := misfit(values, places):
+            raise ValueError(why)
+        for name, place in places.items():
+            place.copy_(like(values[name], place))
 
 
 def learning(model: MultimodalLM) -> Iterator[tuple[str, Tensor]]:
@@ -220,7 +225,8 @@ def fill_moments(
         raise ValueError(f"its optimizer has {unknown[0]}, which is not trained")
     for name, state in kept.items():
         place = known[name]
-        if wrong := [key for key, value in state.items() if value.dim() and value.shape != place.shape]:
+        shape = getattr(place, "ds_shape", place.shape)  # of what ZeRO-3 has parted it is that of the whole
+        if wrong := [key for key, value in state.items() if value.dim() and value.shape != shape]:
             raise ValueError(f"its optimizer has {wrong[0]} of another shape for {name}")
         optimizer.state[place] = {
             key: like(value, place) if value.dim() else value.to(place.device) for key, value in state.items()

@@ -30,11 +30,12 @@ from finetune.launched import sharded
 from finetune.loss import learnt_loss
 from finetune.metrics import Metrics, trackers_of
 from finetune.optim import adamw, schedule, set_rates
+from finetune.parallel import layers_are_whole, prepared
 from finetune.ranks import alike, everyone, leave_to_each, shares, total
-from finetune.shard import place, ready_to_shard
+from finetune.shard import place
 from finetune.stop import stopping
-from finetune.tensor_parallel import prepared
 from finetune.words import learn_words, speak
+from finetune.zero import unparted
 from mmlm.model import MultimodalLM
 from vision.features import FeatureCache
 
@@ -74,12 +75,15 @@ def train(
     ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
     accelerator = Accelerator(kwargs_handlers=[ddp], log_with=trackers_of(config.trackers) or None, project_dir=folder)
     check_trainable(model, config)
-    plugin = getattr(accelerator.state, "fsdp_plugin", None)
     place(model, accelerator.device)
     (world, rank), passes = shares(model), config.batch.passes
     # what layers made of a text before is of use while they stay as they are, are not computed again in backward, and
     # need not be run in all processes at once, as sharded ones
-    same = not plugin and not config.recompute and not any(name.startswith("decoder.") for name in model.trained)
+    same = (
+        layers_are_whole(accelerator)
+        and not config.recompute
+        and not any(name.startswith("decoder.") for name in model.trained)
+    )
     collate = Collator(model, cache, Below(model) if same else None)
     if config.calibrate and not checkpoint.checkpoints(folder):
         prepare(model, collate, mixture, config)
@@ -89,10 +93,8 @@ def train(
     if config.recompute:
         model.gradient_checkpointing_enable()
     compiled = Compiled(model) if config.compile else nullcontext
-    if plugin:
-        ready_to_shard(model, plugin)
     forward, optimizer = prepared(
-        accelerator, model, adamw(checkpoint.learning(model), config.optim, model.config.hidden)
+        accelerator, model, adamw(checkpoint.learning(model), config.optim, model.config.hidden), config.optim.clip
     )
     learning = [parameter for _, parameter in checkpoint.learning(model)]
     progress = checkpoint.load(folder, model, optimizer)
@@ -123,7 +125,8 @@ def train(
             loss = 0.0
             for number, batch in enumerate(batches):
                 torch.manual_seed(hash((seed, step, rank * passes + number)) % 2**63)  # of dropout, where there is any
-                with nullcontext() if number + 1 == passes else accelerator.no_sync(forward):
+                accelerator.sync_gradients = number + 1 == passes
+                with nullcontext() if accelerator.sync_gradients else accelerator.no_sync(forward):
                     with compiled():
                         summed, _ = learnt_loss(forward, model, send_to_device(batch, accelerator.device))
                     accelerator.backward(summed * (world / max(learnt, 1)))  # processes' gradients become their mean
@@ -147,11 +150,13 @@ def train(
             metrics.step(learnt)
             if due(progress.step, config.log_every, config.steps):
                 rate = config.optim.lr * schedule(step, config.steps, config.optim)
-                metrics.tell(progress, {"loss": loss, "gradient": norm, "lr": rate, "gates": model.adapter.gates()})
+                with unparted(learning):
+                    gates = model.adapter.gates()
+                metrics.tell(progress, {"loss": loss, "gradient": norm, "lr": rate, "gates": gates})
             best = False
             if score and due(progress.step, score_every, config.steps):
                 model.eval()
-                with metrics.pausing():
+                with metrics.pausing(), unparted(learning):
                     found = score(progress.step)
                 model.train()
                 metrics.scored(progress.step, found)

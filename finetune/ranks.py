@@ -1,5 +1,6 @@
 """Several processes, one run: who writes, what all of them count, and errors that all of them hear of."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -92,3 +93,5 @@ def joined() -> Iterator[None]:
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+            # DeepSpeed's ZeRO-3 keeps gloo's threads alive, and one that lets go of a tensor while Python ends aborts
+            time.sleep(0.1)

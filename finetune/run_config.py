@@ -1,13 +1,12 @@
 """Settings of `mmlm finetune`; `configs/finetune.yaml` is one to begin with."""
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from finetune.config import TrainConfig, check_resumable, one_of, within
 from finetune.folder import check_folder
-from finetune.launched import processes, sharded
+from finetune.launched import check_teams, sharded, zero_stage
 from mmlm.names import DECODER, VISION
 
 
@@ -153,21 +152,11 @@ def check_run(config: RunConfig, folder: Path, *, resume: bool, overwrite: bool)
         )
     if config.score.take == "best" and not config.held_out:
         raise ValueError("score.take: best of what is scored, and nothing is held out: name it, --held_out val/")
-    if sharded() and config.held_out and (config.score.by != "loss" or config.score.cards):
+    parted = sharded() or zero_stage() == 3
+    if parted and config.held_out and (config.score.by != "loss" or config.score.cards):
         raise ValueError("score: a sharded model says nothing while it is trained: take by: loss, and cards: 0")
-    check_teams(config.model)
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
-        raise ValueError("DeepSpeed takes its steps by itself, and cannot leave one out: take ddp.yaml or fsdp2.yaml")
-
-
-def check_teams(model: ModelConfig) -> None:
-    """ValueError if processes cannot have decoders together as they are told to."""
-    size = model.tensor_parallel
-    if os.environ.get("ACCELERATE_USE_PARALLELISM_CONFIG") == "true":
-        raise ValueError("parallelism_config: leave it out, with ddp.yaml, and say --model.tensor_parallel 2 instead")
-    if processes() % size:
+    if config.compile and zero_stage() == 3:
         raise ValueError(
-            f"model.tensor_parallel: {size} of {processes()} processes: launch {size}, or a multiple of it"
+            "compile: ZeRO-3 gathers weights amid what would be compiled: leave it out, or take fsdp2.yaml"
         )
-    if size > 1 and sharded():
-        raise ValueError(f"model.tensor_parallel: {size}, and FSDP parts the decoder, too: take ddp.yaml for it")
+    check_teams(config.model.tensor_parallel)

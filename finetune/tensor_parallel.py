@@ -6,10 +6,7 @@ up, is transformers' own plan of each architecture. Eyes and adapter are whole i
 
 from typing import Any
 
-import torch
-from accelerate import Accelerator, PartialState
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
+from accelerate import PartialState
 from transformers.distributed import DistributedConfig
 
 from mmlm.model import MultimodalLM
@@ -48,17 +45,3 @@ def check_parted(model: MultimodalLM, size: int) -> None:
             f"model.tensor_parallel: {size}, and of the decoder, which stays as it is then, {learns[0]} and "
             f"{len(learns) - 1} more would learn; leave out model.lora and model.unfreeze"
         )
-
-
-def prepared(
-    accelerator: Accelerator, model: MultimodalLM, optimizer: torch.optim.Optimizer
-) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """Model and optimizer as Accelerate prepares them, but for DDP around a decoder in parts, which it refuses.
-
-    DDP is about what is trained, which is whole: its gradients are the same in all processes of a team, and their mean
-    over all processes is that over teams.
-    """
-    if not model.decoder.tp_size:
-        forward, optimizer = accelerator.prepare(model, optimizer)
-        return forward, optimizer
-    return DistributedDataParallel(model, gradient_as_bucket_view=True), accelerator.prepare(optimizer)

@@ -99,7 +99,7 @@ class Pretrained(PreTrainedModel, GenerationMixin):
         Those that have LoRA are not, once it was merged, and those that were cast to another dtype need not be. Those
         that are sharded over several processes are not looked at.
         """
-        sharded = any(isinstance(parameter, DTensor) for parameter in self.parameters())
+        sharded = any(isinstance(parameter, DTensor) or hasattr(parameter, "ds_id") for parameter in self.parameters())
         if self.config.lora is not None or self.frozen_dtypes() != self.dtypes or sharded:
             return
         found = fingerprints(self, self.config.unfreeze)

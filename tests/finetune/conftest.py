@@ -1,5 +1,6 @@
 """A few samples about a few images, and a cache for their features."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -128,3 +129,25 @@ def pairs(tmp_path_factory):
         picture.save(folder / f"{number:02}.png")
         (folder / f"{number:02}.txt").write_text(f"a {color} {shape}\n")
     return folder
+
+
+@pytest.fixture
+def write(tmp_path, parts, pairs):
+    """Writes a config, and returns the words of a command that names it: write(**settings)."""
+
+    def write_(folder="run", **settings):
+        whole = {
+            "data": str(pairs),
+            "model": parts,
+            "steps": 8,
+            "save_every": 3,
+            "log_every": 2,
+            "calibrate": 2,
+            "words": 4,
+            "batch": {"images": 4},
+        }
+        path = tmp_path / "config.yaml"
+        path.write_text(json.dumps(whole | settings))  # JSON is YAML
+        return [str(path), "--run", str(tmp_path / folder)]
+
+    return write_

@@ -52,8 +52,9 @@ def test_the_settings_on_the_page_are_settings():
     assert [one.weight for one in config.data] == [3, 1] and config.held_out[0].path == "val.jsonl"
 
 
-@pytest.mark.parametrize("name", ["single", "ddp", "fsdp2"])
+@pytest.mark.parametrize("name", ["single", "ddp", "fsdp2", "zero1"])
 def test_the_shipped_launcher_settings_are_accelerates(name):
     config = load_config_from_file(str(ROOT / "configs" / "accelerate" / f"{name}.yaml"))
-    assert config.distributed_type == {"single": "NO", "ddp": "MULTI_GPU", "fsdp2": "FSDP"}[name]
+    kinds = {"single": "NO", "ddp": "MULTI_GPU", "fsdp2": "FSDP", "zero1": "DEEPSPEED"}
+    assert config.distributed_type == kinds[name]
     assert f"configs/accelerate/{name}.yaml" in PAGE or f"`{name}.yaml`" in PAGE

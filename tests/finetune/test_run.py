@@ -23,28 +23,6 @@ from mmlm import cli
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def write(tmp_path, parts, pairs):
-    """Writes a config, and returns the words of a command that names it: write(**settings)."""
-
-    def write_(folder="run", **settings):
-        whole = {
-            "data": str(pairs),
-            "model": parts,
-            "steps": 8,
-            "save_every": 3,
-            "log_every": 2,
-            "calibrate": 2,
-            "words": 4,
-            "batch": {"images": 4},
-        }
-        path = tmp_path / "config.yaml"
-        path.write_text(json.dumps(whole | settings))  # JSON is YAML
-        return [str(path), "--run", str(tmp_path / folder)]
-
-    return write_
-
-
 def lines(folder):
     return [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
 
