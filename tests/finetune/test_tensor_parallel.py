@@ -37,7 +37,11 @@ def test_a_quantized_decoder_is_not_parted(parts):
     ("size", "environment", "message"),
     [
         (3, {"WORLD_SIZE": "4"}, "model.tensor_parallel: 3 of 4 processes: launch 3, or a multiple of it"),
-        (2, {"WORLD_SIZE": "4", "ACCELERATE_USE_FSDP": "true"}, "2, and FSDP parts the decoder, too: take ddp.yaml"),
+        (
+            2,
+            {"WORLD_SIZE": "4", "ACCELERATE_USE_FSDP": "true"},
+            "2, and FSDP or ZeRO parts what it does: take ddp.yaml",
+        ),
         (
             1,
             {"ACCELERATE_USE_PARALLELISM_CONFIG": "true"},
