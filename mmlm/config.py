@@ -16,7 +16,14 @@ from vision.ocr import check_name
 from vision.pyramid import Pyramid, parse_tokens
 
 FORMAT = 5
-FOUND = ("fingerprint", "weights", "hidden", "channels", "format")  # no settings: they follow from the parts, or saving
+FOUND = (
+    "quantization",
+    "fingerprint",
+    "weights",
+    "hidden",
+    "channels",
+    "format",
+)  # no settings: they follow from the parts, or saving
 # Of any weights:
 FREE = ("detail", "system", "caption_prompt", "mark", "image_last", "ocr", "ocr_tokens", "data", "scores")
 RESAMPLER_LAYERS = 2  # unless the config says otherwise
@@ -40,6 +47,8 @@ class AdapterConfig(PreTrainedConfig):
     """Name of the frozen vision backbone, as `vision.load_backbone` takes it, or an embedded name; or several."""
     revision: str | None = None
     """Revision of the decoder on the hub."""
+    quantization: dict[str, Any] | None = None
+    """How the decoder is quantized when it is loaded: transformers' `quantization_config`, in plain values."""
     fingerprint: dict[str, str] = field(default_factory=dict)
     """Hashes of the frozen weights, by part; loading onto others is refused."""
     weights: str = ""

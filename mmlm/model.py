@@ -29,7 +29,7 @@ from mmlm.config import AdapterConfig, fit_config
 from mmlm.decoder import find_layers, home
 from mmlm.media import EYES, KEYS, View, casting
 from mmlm.messages import Message, Text, is_one
-from mmlm.parts import Eyes, backbones_of, decoder_of, for_decoder, several
+from mmlm.parts import Eyes, backbones_of, decoder_of, for_decoder, quantization_of, several
 from mmlm.pretrained import Pretrained
 from mmlm.processor import Processor
 from mmlm.recompute import Recompute
@@ -132,6 +132,7 @@ class MultimodalLM(Pretrained):
         backbones = backbones_of(vision)
         names = [backbone.name for backbone in backbones]
         config.vision = names if len(names) > 1 else names[0]
+        config.quantization = quantization_of(decoder_kwargs or {})
         encoder = VisionEncoder(backbones, config.pyramid, config.detail)
         config.channels = encoder.channels
         return cls(config, built, tokenizer, encoder, ocr)
@@ -177,7 +178,10 @@ class MultimodalLM(Pretrained):
                 f"{name}: this adapter was made on built parts, which its config cannot name: pass "
                 f"{'decoder= and tokenizer=' if decoder == '' else 'vision='}"
             )
-        built, tokenizer, _ = decoder_of(decoder, tokenizer, config.revision, kwargs | (decoder_kwargs or {}))
+        said = kwargs | (decoder_kwargs or {})
+        if config.quantization is not None:
+            said = {"quantization_config": config.quantization} | said
+        built, tokenizer, _ = decoder_of(decoder, tokenizer, config.revision, said)
         encoder = VisionEncoder(backbones_of(vision), config.pyramid, config.detail)
         found = fingerprints(nn.ModuleDict({"decoder": built, "vision": encoder}), config.unfreeze)
         store.check_fingerprint(config, found, name)

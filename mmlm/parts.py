@@ -45,6 +45,12 @@ def for_decoder(config: AdapterConfig | None, kwargs: dict[str, Any]) -> dict[st
     return moved | {key: value for key, value in kwargs.items() if key not in ("_from_auto", "adapter_kwargs")}
 
 
+def quantization_of(kwargs: dict[str, Any]) -> dict[str, Any] | None:
+    """The `quantization_config` among the decoder's keyword arguments, if there is one, in plain values."""
+    given = kwargs.get("quantization_config")
+    return given if given is None or isinstance(given, dict) else given.to_dict()
+
+
 def several(vision: Eyes) -> Sequence[Eye]:
     """One or several, as several."""
     return vision if isinstance(vision, list | tuple) else [cast("Eye", vision)]

@@ -131,7 +131,10 @@ INT4 = torchao(
 )
 
 
-@pytest.mark.parametrize(("how", "others"), [(INT8, [{}, INT4]), (INT4, [{}, INT8])], ids=["int8", "int4"])
+PLAIN: dict[str, None] = {"quantization_config": None}
+
+
+@pytest.mark.parametrize(("how", "others"), [(INT8, [PLAIN, INT4]), (INT4, [PLAIN, INT8])], ids=["int8", "int4"])
 def test_an_adapter_of_a_quantized_decoder_fits_that_alone(how, others, write, parts, pairs, tmp_path, capsys):
     pytest.importorskip("torchao")
     assert cli.main(["finetune", *write(steps=4, model=parts | {"decoder_kwargs": how})]) == 0
@@ -139,12 +142,13 @@ def test_an_adapter_of_a_quantized_decoder_fits_that_alone(how, others, write, p
     for other in others:
         with pytest.raises(ValueError, match="other decoder weights than those loaded"):
             mmlm.MultimodalLM.from_pretrained(run, decoder_kwargs=other)
-    model = mmlm.MultimodalLM.from_pretrained(run, decoder_kwargs=how)
+    model = mmlm.MultimodalLM.from_pretrained(run)
     assert type(model.decoder.model.layers[1].self_attn.q_proj.weight).__module__.startswith("torchao")
     assert isinstance(model.caption(pairs / "00.png", max_new_tokens=3), str)
-    further = {"adapter": str(run), "decoder_kwargs": how}
+    assert cli.main(["caption", str(pairs / "00.png"), "--model", str(run), "--max-new-tokens", "3"]) == 0
+    further = {"adapter": str(run)}
     assert cli.main(["finetune", *write("further", steps=2, model=further, calibrate=0)]) == 0
-    assert cli.main(["finetune", *write("other", model={"adapter": str(run)})]) == 1
+    assert cli.main(["finetune", *write("other", model=further | {"decoder_kwargs": PLAIN})]) == 1
     assert "other decoder weights than those loaded" in capsys.readouterr().err
 
 
@@ -165,7 +169,7 @@ def test_an_adapter_of_a_quantized_decoder_fits_that_alone(how, others, write, p
         (
             {"model": {"tensor_parallel": 2}},
             [],
-            "model.tensor_parallel: 2 of 1 processes: launch 2, or more teams of it",
+            "model.tensor_parallel: 2 of 1 processes: launch 2, or a multiple of it",
         ),
         ({"longest": 3}, [], "none of its 12 rows can be learnt from; the first: "),
     ],
