@@ -34,6 +34,7 @@ from finetune.parallel import layers_are_whole, prepared
 from finetune.ranks import alike, everyone, leave_to_each, shares, total
 from finetune.shard import place
 from finetune.stop import stopping
+from finetune.tensor_parallel import agreed
 from finetune.words import learn_words, speak
 from finetune.zero import unparted
 from mmlm.model import MultimodalLM
@@ -111,8 +112,10 @@ def train(
             set_rates(optimizer, step, config.steps, config.optim)
             with metrics.waiting():
                 parts = fetched.take(step)
+            if team := model.decoder.tp_size:
+                parts = agreed(parts, team)
             # what has come by now is not the same in all processes of one decoder
-            batches = [collate(part, () if model.decoder.tp_size else fetched.coming()) for part in parts]
+            batches = [collate(part, () if team else fetched.coming()) for part in parts]
             mine = sum(int((batch["labels"] != IGNORED).sum()) for batch in batches)
             seen = sum(map(len, parts)) + len(fetched.broken)
             learnt, samples, broken, asked = total([mine, seen, len(fetched.broken), stop.asked], world)

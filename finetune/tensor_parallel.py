@@ -4,11 +4,14 @@ Shoeybi et al. 2019, "Megatron-LM", arXiv:1909.08053. Which matrices are parted,
 up, is transformers' own plan of each architecture. Eyes and adapter are whole in each process.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from transformers.distributed import DistributedConfig
 
+from finetune.encoded import Encoded
 from mmlm.model import MultimodalLM
 
 
@@ -25,6 +28,17 @@ def parted(size: int) -> dict[str, Any]:
     if size == 1:
         return {}
     return {"distributed_config": Teams(tp_size=size, dp_replicate_size=PartialState().num_processes // size)}
+
+
+def agreed(parts: Sequence[Sequence[Encoded]], size: int) -> list[list[Encoded]]:
+    """The samples that every process of this one's team could read: all of them have to run the same.
+
+    To be called in every process.
+    """
+    read: list[list[str]] = gather_object([[entry.id for part in parts for entry in part]])
+    first = PartialState().process_index // size * size
+    known = set.intersection(*map(set, read[first : first + size]))
+    return [[entry for entry in part if entry.id in known] for part in parts]
 
 
 def check_parted(model: MultimodalLM, size: int) -> None:

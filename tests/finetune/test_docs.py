@@ -1,5 +1,6 @@
 """docs/finetune.md: each of its commands does what it says, on a small decoder and the drawn pairs."""
 
+import json
 import shlex
 import subprocess
 import sys
@@ -8,7 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from quantized import INT8
 
+from finetune.config import resolve
+from finetune.run_config import RunConfig
 from mmlm import cli
 
 ROOT = Path(__file__).parents[2]
@@ -44,12 +48,25 @@ def test_each_command_does_what_it_says(here, parts, capsys):
 
 
 def test_the_settings_on_the_page_are_settings():
-    from finetune.config import resolve
-    from finetune.run_config import RunConfig
-
     block = PAGE.partition("scored while it trains:\n")[2].partition("\nThe run's folder")[0]
     config = resolve(RunConfig(), yaml.safe_load(block))
     assert [one.weight for one in config.data] == [3, 1] and config.held_out[0].path == "val.jsonl"
+    block = PAGE.partition("is loaded on it again.\n")[2].partition("\n## ")[0]
+    assert resolve(RunConfig(), yaml.safe_load(block)).model.decoder_kwargs == INT8
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_a_step_tells_its_time_and_its_share_of_a_product():
+    small = ["--contenders", "plain", "recompute", "--rows", "2", "--tokens", "16", "--rounds", "2", "--peak", "1"]
+    benchmark = [sys.executable, ROOT / "benchmarks" / "training.py", *small]
+    done = subprocess.run(benchmark, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    plain, recompute = map(json.loads, done.stdout.splitlines()[1:])
+    assert plain["gflops"] == recompute["gflops"] > 2 * 2 * 16 * 0.05, "two passes over 50M parameters, at the least"
+    for found in (plain, recompute):
+        rate = found["gflops"] / 1e3 / found["seconds"][0]
+        assert found["mfu_of_product"] == pytest.approx(rate / found["product_tflops"], rel=0.05, abs=1e-3)
+        assert found["mfu"] == pytest.approx(rate, rel=0.05, abs=1e-3)
 
 
 @pytest.mark.parametrize("name", ["single", "ddp", "fsdp2", "zero1"])

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from quantized import INT4, INT8, PLAIN
 from safetensors.torch import load_file
 
 import mmlm
@@ -115,23 +116,6 @@ def test_several_data_sets_in_their_shares(write, pairs, tmp_path, capsys):
     assert f"{pairs}: 12 samples\n" in said
     assert re.search(r"more.jsonl: 4 samples, 2 left out:\n  \S+more.jsonl, line 5: .*nowhere.png: no such file", said)
     assert lines(tmp_path / "run")[-1]["step"] == 2 * (3 + 1), "of four images a batch"
-
-
-def torchao(kind, **fields):
-    """`decoder_kwargs` as YAML has them, of a config of torchao's."""
-    described = {"default": {"_type": kind, "_version": 2, "_data": fields}}
-    return {"quantization_config": {"quant_method": "torchao", "quant_type": described}}
-
-
-INT8 = torchao("Int8WeightOnlyConfig")
-INT4 = torchao(
-    "IntxWeightOnlyConfig",
-    weight_dtype={"_type": "torch.dtype", "_data": "int4"},
-    granularity={"_type": "PerGroup", "_version": 1, "_data": {"group_size": 32}},
-)
-
-
-PLAIN: dict[str, None] = {"quantization_config": None}
 
 
 @pytest.mark.parametrize(("how", "others"), [(INT8, [PLAIN, INT4]), (INT4, [PLAIN, INT8])], ids=["int8", "int4"])

@@ -1,6 +1,12 @@
 """Decoders that processes cannot share, and launchers that do not fit; test_run.py has processes that share one."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
+from quantized import INT8
 
 from finetune.run import build
 from finetune.run_config import DataConfig, ModelConfig, RunConfig, check_run
@@ -27,10 +33,17 @@ def test_what_can_be_parted_is_not(tiny_model):
 
 def test_a_quantized_decoder_is_not_parted(parts):
     pytest.importorskip("torchao")
-    int8 = {"default": {"_type": "Int8WeightOnlyConfig", "_version": 2, "_data": {}}}
-    quantized = {"quantization_config": {"quant_method": "torchao", "quant_type": int8}}
     with pytest.raises(ValueError, match="2, and the decoder is quantized; take one of the two"):
-        check_parted(build(ModelConfig(**parts, decoder_kwargs=quantized)), 2)
+        check_parted(build(ModelConfig(**parts, decoder_kwargs=INT8)), 2)
+
+
+@pytest.mark.slow
+def test_a_team_runs_what_all_of_it_could_read():
+    here = Path(__file__).parent
+    launched = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", here / "agreeing.py"]
+    done = subprocess.run([sys.executable, *launched], cwd=here.parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [[["a"], ["c", "e"]]] * 2
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,18 @@
+"""Two processes of one team, each of which could not read another sample: what do they agree on?"""
+
+import json
+from types import SimpleNamespace
+
+from accelerate import PartialState
+from accelerate.utils import gather_object
+
+from finetune.ranks import joined
+from finetune.tensor_parallel import agreed
+
+state = PartialState(cpu=True)
+with joined():
+    read = {0: [["a", "b"], ["c", "e"]], 1: [["a"], ["c", "d", "e"]]}[state.process_index]
+    parts = agreed([[SimpleNamespace(id=name) for name in part] for part in read], 2)
+    found = gather_object([[[entry.id for entry in part] for part in parts]])
+    if state.is_main_process:
+        print(json.dumps(found))
