@@ -1,7 +1,8 @@
 """How much of what a machine can multiply does a training step use? `python benchmarks/training.py`.
 
 A step is that of `mmlm finetune`: loss on the learnt tokens, backward, clipping, AdamW on the adapter; features of the
-images are ready, as they are from the feature cache. Decoders have random weights. Contenders take turns in one
+images are ready, as they are from the feature cache, and texts are new: nothing is kept of what lower layers made of
+them, as it would be where they come again. Decoders have random weights. Contenders take turns in one
 process, each turn in another order:
 
     plain      as it is by default

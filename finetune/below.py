@@ -15,6 +15,7 @@ from mmlm.decoder import find_layers
 from mmlm.kept import Kept, Parts
 from mmlm.model import MultimodalLM
 from mmlm.prefix import Prefixes
+from mmlm.swapped import swapped
 
 MOST = 4096  # pieces of texts kept; one of 9 tokens takes 10 kB with SmolLM2
 
@@ -91,16 +92,8 @@ def passing_on(layers: Any) -> Iterator[None]:
     def forward(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
         return hidden_states
 
-    own = [vars(layer).get("forward") for layer in layers]  # of layers that accelerate hooked
-    for layer in layers:
-        layer.forward = forward
-    try:
+    with swapped(dict.fromkeys(layers, forward)):
         yield
-    finally:
-        for layer, its in zip(layers, own, strict=True):
-            del layer.forward
-            if its is not None:
-                layer.forward = its
 
 
 @torch.no_grad()

@@ -19,12 +19,13 @@ from pickle import UnpicklingError
 from typing import Any, BinaryIO
 
 import torch
+from accelerate import PartialState
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from finetune.folder import CHECKPOINTS
 from finetune.ranks import main_writes
-from finetune.zero import Optimizer, unparted
+from finetune.zero import Optimizer, shape_of, unparted
 from mmlm.decoder import gathered
 from mmlm.model import MultimodalLM
 from mmlm.store import misfit
@@ -182,9 +183,17 @@ def read(path: Path) -> dict[str, Any] | None:
 
 
 def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors, shards of which may lie in several processes -> whole ones in this one's memory, each a copy."""
-    with unparted(tensors.values()):  # as views of larger ones they would be written with all of those
-        return {name: gathered(tensor).detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+    """Tensors, shards of which may lie in several processes -> copies of the whole ones, in the main process alone.
+
+    To be called in every process; what others than the main one get is empty.
+    """
+    found, mine = {}, PartialState().is_main_process
+    for name, tensor in tensors.items():
+        with unparted([tensor]):
+            one = gathered(tensor).detach()
+            if mine:  # a copy: as a view of a larger one it would be written with all of that
+                found[name] = one.to("cpu", copy=True)
+    return found
 
 
 def like(value: Tensor, place: Tensor) -> Tensor:
@@ -197,10 +206,10 @@ def like(value: Tensor, place: Tensor) -> Tensor:
 @torch.no_grad()
 def fill(places: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
     """Copies values to their places. ValueError if they are others, or of other shapes."""
-    with unparted(places.values()):
-        if why := misfit(values, places):
-            raise ValueError(why)
-        for name, place in places.items():
+    if why := misfit(values, {name: torch.empty(shape_of(place), device="meta") for name, place in places.items()}):
+        raise ValueError(why)
+    for name, place in places.items():
+        with unparted([place]):
             place.copy_(like(values[name], place))
 
 
@@ -225,8 +234,7 @@ def fill_moments(
         raise ValueError(f"its optimizer has {unknown[0]}, which is not trained")
     for name, state in kept.items():
         place = known[name]
-        shape = getattr(place, "ds_shape", place.shape)  # of what ZeRO-3 has parted it is that of the whole
-        if wrong := [key for key, value in state.items() if value.dim() and value.shape != shape]:
+        if wrong := [key for key, value in state.items() if value.dim() and value.shape != shape_of(place)]:
             raise ValueError(f"its optimizer has {wrong[0]} of another shape for {name}")
         optimizer.state[place] = {
             key: like(value, place) if value.dim() else value.to(place.device) for key, value in state.items()

@@ -98,9 +98,11 @@ class TrainConfig:
     broken: float = within("[0, 1]", 0.05)
     """The largest share of samples that may be broken (an image that cannot be opened); they are left out and named."""
     recompute: bool = False
-    """Compute activations again in backward: less memory for a third more time (activation checkpointing)."""
+    """Compute activations again in backward: less memory for a third more time (activation checkpointing), and more
+    where texts come again, since nothing is kept of what lower layers made of them."""
     compile: bool = False
-    """Compile what has a backward (torch.compile): faster steps, after a minute or more, once for all shapes."""
+    """Compile what has a backward (torch.compile), once for all shapes, in a minute or more: faster steps, unless texts
+    come again, since nothing is kept of what lower layers made of them."""
     trackers: str = ""
     """What else metrics go to, of what Accelerate knows, with commas between: "tensorboard", "wandb,mlflow", "all"."""
     calibrate: int = within("[0, inf)", 8)

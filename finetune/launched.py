@@ -1,6 +1,7 @@
 """What a launcher (accelerate, torchrun) has told this process; it is known before torch is loaded."""
 
 import os
+from importlib.util import find_spec
 
 
 def processes() -> int:
@@ -25,6 +26,8 @@ def zero_stage() -> int:
     """
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") != "true":
         return 0
+    if find_spec("deepspeed") is None:
+        raise ValueError('DeepSpeed is not installed: pip install "mmlm-adapter[deepspeed]", or take ddp.yaml')
     for name, variable, *known in (
         ("zero_stage", "ACCELERATE_DEEPSPEED_ZERO_STAGE", "1", "2", "3"),
         ("deepspeed_config_file", "ACCELERATE_DEEPSPEED_CONFIG_FILE", "none"),
@@ -45,5 +48,7 @@ def check_teams(size: int) -> None:
         raise ValueError(
             f"model.tensor_parallel: {size} of {processes()} processes: launch {size}, or a multiple of it"
         )
+    if size > 1 and (precision := os.environ.get("ACCELERATE_MIXED_PRECISION", "no")) != "no":
+        raise ValueError(f"mixed_precision: {precision}: takes no where model.tensor_parallel is {size}")
     if size > 1 and (sharded() or zero_stage()):
         raise ValueError(f"model.tensor_parallel: {size}, and FSDP or ZeRO parts what it does: take ddp.yaml for it")

@@ -79,17 +79,14 @@ def train(
     place(model, accelerator.device)
     (world, rank), passes = shares(model), config.batch.passes
     # what layers made of a text before is of use while they stay as they are, are not computed again in backward, and
-    # need not be run in all processes at once, as sharded ones
-    same = (
-        layers_are_whole(accelerator)
-        and not config.recompute
-        and not any(name.startswith("decoder.") for name in model.trained)
-    )
+    # need not be run in all processes at once, as sharded ones; compiled ones would be compiled for each layer's cache
+    frozen = not any(name.startswith("decoder.") for name in model.trained)
+    same = frozen and layers_are_whole(accelerator) and not config.recompute and not config.compile
     collate = Collator(model, cache, Below(model) if same else None)
     if config.calibrate and not checkpoint.checkpoints(folder):
         prepare(model, collate, mixture, config)
     model.adapter.to(accelerator.device)
-    alike(model.adapter.state_dict().values())
+    alike(model.adapter.state_dict().values())  # what else is trained was drawn alike in each, by the seed
     leave_to_each(model)
     if config.recompute:
         model.gradient_checkpointing_enable()
@@ -98,6 +95,7 @@ def train(
         accelerator, model, adamw(checkpoint.learning(model), config.optim, model.config.hidden), config.optim.clip
     )
     learning = [parameter for _, parameter in checkpoint.learning(model)]
+    opening = [parameter for name, parameter in checkpoint.learning(model) if name.endswith("_gate")]
     progress = checkpoint.load(folder, model, optimizer)
     saved = progress.step
     model.train()
@@ -113,7 +111,7 @@ def train(
             with metrics.waiting():
                 parts = fetched.take(step)
             if team := model.decoder.tp_size:
-                parts = agreed(parts, team)
+                parts, fetched.broken = agreed(parts, fetched.broken, team)
             # what has come by now is not the same in all processes of one decoder
             batches = [collate(part, () if team else fetched.coming()) for part in parts]
             mine = sum(int((batch["labels"] != IGNORED).sum()) for batch in batches)
@@ -153,7 +151,7 @@ def train(
             metrics.step(learnt)
             if due(progress.step, config.log_every, config.steps):
                 rate = config.optim.lr * schedule(step, config.steps, config.optim)
-                with unparted(learning):
+                with unparted(opening):
                     gates = model.adapter.gates()
                 metrics.tell(progress, {"loss": loss, "gradient": norm, "lr": rate, "gates": gates})
             best = False

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from finetune import zero
+from finetune.launched import sharded
 from finetune.shard import ready_to_shard
 from mmlm.model import MultimodalLM
 
@@ -26,6 +27,8 @@ def prepared(
         return zero.part(accelerator, model, optimizer, clip)
     if plugin := getattr(accelerator.state, "fsdp_plugin", None):
         ready_to_shard(model, plugin)
+    elif sharded():
+        raise ValueError("FSDP: Accelerate shards on GPUs and their like alone, and there is none: take ddp.yaml")
     forward, optimizer = accelerator.prepare(model, optimizer)
     return forward, optimizer
 

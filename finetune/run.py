@@ -65,9 +65,8 @@ def finetune(config: RunConfig, folder: Path, *, resume: bool = False, overwrite
     ]
     steps = config.steps or math.ceil(config.epochs * sum(map(len, sets)))
     shares = [one.weight or len(its) for one, its in zip(config.data, sets, strict=True)]
-    denoiser = Denoiser(
-        model.processor.tokenizer, model.config.caption_prompt, config.denoise, config.seed, config.longest
-    )
+    known = model.processor.tokenizer, model.config.caption_prompt
+    denoiser = Denoiser(*known, config.denoise, config.seed, config.longest) if config.denoise.share else None
     progress = train(
         model,
         cache,
@@ -99,7 +98,14 @@ def build(config: ModelConfig) -> MultimodalLM:
     adapter, settings, size = said.pop("adapter", None), said.pop("settings"), said.pop("tensor_parallel")
     decoder_kwargs = said.pop("decoder_kwargs") | parted(size)
     if adapter is None:
-        return MultimodalLM.from_parts(**said, **settings, decoder_kwargs=decoder_kwargs)
+        try:
+            return MultimodalLM.from_parts(**said, **settings, decoder_kwargs=decoder_kwargs)
+        except ValueError as error:
+            if size > 1 and "tp_plan" in str(error):  # transformers'
+                raise ValueError(
+                    f"model.tensor_parallel: {size}, and transformers cannot part {config.decoder}; leave it out"
+                ) from error
+            raise
     usual = asdict(ModelConfig())
     if more := {name for name, value in said.items() if value != usual[name]} | settings.keys():
         raise ValueError(

@@ -9,6 +9,8 @@ from finetune.folder import check_folder
 from finetune.launched import check_teams, sharded, zero_stage
 from mmlm.names import DECODER, VISION
 
+KEEPS_WHOLE = ("device_map", "quantization_config")  # decoder_kwargs that know no parts
+
 
 @dataclass
 class DataConfig:
@@ -160,3 +162,15 @@ def check_run(config: RunConfig, folder: Path, *, resume: bool, overwrite: bool)
             "compile: ZeRO-3 gathers weights amid what would be compiled: leave it out, or take fsdp2.yaml"
         )
     check_teams(config.model.tensor_parallel)
+    if config.model.tensor_parallel > 1:
+        check_whole(config)
+
+
+def check_whole(config: RunConfig) -> None:
+    """ValueError for what a decoder that several processes have together cannot do."""
+    model, size = config.model, config.model.tensor_parallel
+    told = {"model.lora": model.lora, "model.unfreeze": model.unfreeze, "compile": config.compile}
+    told |= {f"model.decoder_kwargs.{name}": model.decoder_kwargs.get(name) for name in KEEPS_WHOLE}
+    for name, value in told.items():
+        if value:
+            raise ValueError(f"{name}: {value}, and model.tensor_parallel: {size}: take one of the two")

@@ -30,15 +30,17 @@ def parted(size: int) -> dict[str, Any]:
     return {"distributed_config": Teams(tp_size=size, dp_replicate_size=PartialState().num_processes // size)}
 
 
-def agreed(parts: Sequence[Sequence[Encoded]], size: int) -> list[list[Encoded]]:
-    """The samples that every process of this one's team could read: all of them have to run the same.
+def agreed(parts: Sequence[Sequence[Encoded]], broken: list[str], size: int) -> tuple[list[list[Encoded]], list[str]]:
+    """The samples that every process of this one's team could read, which all of them run; and what is told of others.
 
     To be called in every process.
     """
     read: list[list[str]] = gather_object([[entry.id for part in parts for entry in part]])
+    told: list[list[str]] = gather_object([broken])
     first = PartialState().process_index // size * size
-    known = set.intersection(*map(set, read[first : first + size]))
-    return [[entry for entry in part if entry.id in known] for part in parts]
+    team = slice(first, first + size)
+    known = set.intersection(*map(set, read[team]))
+    return [[entry for entry in part if entry.id in known] for part in parts], sorted(set().union(*told[team]))
 
 
 def check_parted(model: MultimodalLM, size: int) -> None:

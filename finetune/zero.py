@@ -65,8 +65,7 @@ class Engine(DeepSpeedEngineWrapper):
     def get_global_grad_norm(self) -> float:
         """Of the gradient that a step would take, before it is clipped."""
         if self.engine.zero_optimization_stage() < 3:
-            norm = float(self.engine.optimizer.scaled_global_norm())
-            return norm if norm >= 0 else math.nan  # its word for one that is not finite is -1
+            return float(self.engine.optimizer.scaled_global_norm())
         from deepspeed.utils import safe_get_local_grad
 
         norms = torch.stack([torch.linalg.vector_norm(safe_get_local_grad(parameter)) for parameter in self.learning])
@@ -161,6 +160,12 @@ def spoil(parameter: Any) -> None:
         safe_set_local_grad(parameter, torch.full_like(parameter.ds_tensor, math.nan))
     else:
         safe_set_full_grad(parameter, torch.full_like(parameter, math.nan))
+
+
+def shape_of(tensor: Tensor) -> torch.Size:
+    """The shape of a weight, be it parted by ZeRO-3."""
+    shape: torch.Size = getattr(tensor, "ds_shape", tensor.shape)
+    return shape
 
 
 def own(value: Tensor, parameter: Any) -> Tensor:

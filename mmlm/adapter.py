@@ -5,11 +5,11 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.nn.functional import pad
 
 from mmlm.block import GatedBlock, RMSNorm, Whiten, at_least_fp32
 from mmlm.config import AdapterConfig
+from mmlm.decoder import gathered
 from mmlm.resampler import Resampler
 from vision.pyramid import GRID
 
@@ -81,7 +81,4 @@ class Adapter(nn.Module):
             for i, block in enumerate(self.blocks)
             for kind, gate in (("attention", block.attention_gate), ("ff", block.ff_gate))
         }
-        return {
-            name: torch.tanh(gate.full_tensor() if isinstance(gate, DTensor) else gate).item()
-            for name, gate in gates.items()
-        }
+        return {name: torch.tanh(gathered(gate)).item() for name, gate in gates.items()}

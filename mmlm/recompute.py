@@ -13,13 +13,6 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 
-def again(forward: Any, *args: Any, **kwargs: Any) -> Any:
-    """forward(*args, **kwargs), computed again in backward if there is to be one. It draws nothing at random."""
-    if not torch.is_grad_enabled():
-        return forward(*args, **kwargs)
-    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
-
-
 class Recompute:
     """Modules whose forward is computed again in backward, while `on`: layers of the decoder, and of the adapter."""
 
@@ -43,7 +36,7 @@ class Recompute:
         if not self.on:
             self.before = [vars(module).get("forward") for module in self.modules]  # a hook of accelerate's, if any
             for module in (*self.layers[::every], *self.adapter):
-                module.forward = Again(module.forward)
+                module.forward = Again(module.forward, draws(module))
 
     def disable(self) -> None:
         """Each forward is again what it was."""
@@ -56,10 +49,21 @@ class Recompute:
 
 
 class Again:
-    """A module's forward through `again`."""
+    """A forward that is computed again in backward, if there is to be one.
 
-    def __init__(self, forward: Any) -> None:
-        self.forward = forward
+    Args:
+        draws: does it draw at random? Then it draws the same again.
+    """
+
+    def __init__(self, forward: Any, draws: bool) -> None:
+        self.forward, self.draws = forward, draws
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return again(self.forward, *args, **kwargs)
+        if not torch.is_grad_enabled():
+            return self.forward(*args, **kwargs)
+        return checkpoint(self.forward, *args, use_reentrant=False, preserve_rng_state=self.draws, **kwargs)
+
+
+def draws(module: nn.Module) -> bool:
+    """Does it have dropout, as LoRA may?"""
+    return any(isinstance(its, nn.Dropout) and its.p > 0 for its in module.modules())

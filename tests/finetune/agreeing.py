@@ -12,7 +12,8 @@ from finetune.tensor_parallel import agreed
 state = PartialState(cpu=True)
 with joined():
     read = {0: [["a", "b"], ["c", "e"]], 1: [["a"], ["c", "d", "e"]]}[state.process_index]
-    parts = agreed([[SimpleNamespace(id=name) for name in part] for part in read], 2)
-    found = gather_object([[[entry.id for entry in part] for part in parts]])
+    unread = {0: ["d: gone"], 1: ["b: gone", "f: damaged"]}[state.process_index]
+    parts, broken = agreed([[SimpleNamespace(id=name) for name in part] for part in read], unread, 2)
+    found = gather_object([[[[entry.id for entry in part] for part in parts], broken]])
     if state.is_main_process:
         print(json.dumps(found))

@@ -285,7 +285,7 @@ def test_a_sharded_model_takes_the_steps_of_a_whole_one(further, write, pairs, t
     known = ("loss", "held_out_loss", "held_out_loss_shuffled")
     for line, its in zip(lines(one), lines(other), strict=True):
         for name in line.keys() & known:
-            assert its[name] == pytest.approx(line[name], rel=2e-2), (line["step"], name)
+            assert its[name] == pytest.approx(line[name], rel=2e-2 if further else 1e-1), (line["step"], name)
     assert mmlm.MultimodalLM.from_pretrained(other).config.layers == [3, 5]
     (other / "model.safetensors").unlink()  # its checkpoint is good for one process
     assert cli.main(["finetune", *words, "--resume"]) == 0

@@ -43,7 +43,7 @@ def test_a_team_runs_what_all_of_it_could_read():
     launched = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", here / "agreeing.py"]
     done = subprocess.run([sys.executable, *launched], cwd=here.parents[1], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == [[["a"], ["c", "e"]]] * 2
+    assert json.loads(done.stdout) == [[[["a"], ["c", "e"]], ["b: gone", "d: gone", "f: damaged"]]] * 2
 
 
 @pytest.mark.parametrize(

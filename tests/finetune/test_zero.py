@@ -97,7 +97,7 @@ def test_a_stopped_run_that_goes_on_ends_with_the_bytes_of_an_unbroken_one(stage
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [2, 3])
+@STAGES
 def test_a_step_that_is_left_out_changes_nothing(stage, zero, write, tmp_path):
     settings = {"steps": 4, "save_every": 1, "keep": 9, "log_every": 1, "trouble": "skip", "spike": 0.5}
     zero(stage, write("run", **settings))

@@ -35,6 +35,25 @@ def test_the_gradients_are_the_same(tiny_model, open_gates, batch):
     assert all(torch.equal(kept[name], again[name]) for name in kept)
 
 
+def test_dropout_is_drawn_once(make_model, picture, open_gates):
+    lora = {"r": 4, "lora_dropout": 0.5, "target_modules": r"decoder\..*\.q_proj"}
+    model = open_gates(make_model(lora=lora)).train()
+    batch = model.processor([[picture(1)]], ["<image>What is it?"])
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.1)
+    found = []
+    for recompute in (False, True):
+        if recompute:
+            model.gradient_checkpointing_enable()
+        model.zero_grad()
+        torch.manual_seed(7)
+        model(**batch).logits.square().mean().backward()
+        found.append({name: parameter.grad for name, parameter in model.named_parameters() if "lora_" in name})
+    plain, again = found
+    assert len(plain) == 2 * 6 and all(torch.equal(plain[name], again[name]) for name in plain)
+
+
 def test_less_is_kept(tiny_model, open_gates, batch):
     model, sizes = open_gates(tiny_model).train(), []
     for enable in (False, True):
