@@ -80,7 +80,7 @@ def test_a_step_is_that_of_one_process(stage, zero, write, tmp_path):
 
 
 @pytest.mark.slow
-@STAGES
+@pytest.mark.parametrize("stage", [1, 3])
 def test_a_stopped_run_that_goes_on_ends_with_the_bytes_of_an_unbroken_one(stage, zero, write, parts, pairs, tmp_path):
     """With a frozen decoder in 16 bits, activations that are computed again, and scores on the way."""
     settings = {"steps": 4, "save_every": 2, "keep": 9, "recompute": True, "held_out": str(pairs)}
