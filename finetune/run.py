@@ -16,7 +16,6 @@ from finetune.batches import Batches, Mixture
 from finetune.denoise import Denoiser
 from finetune.folder import CHECKPOINTS, SURVEYS, start_folder
 from finetune.loop import check_trainable, train
-from finetune.ranks import main_first, main_writes
 from finetune.reading import Reading
 from finetune.run_config import DataConfig, ModelConfig, RunConfig, check_run
 from finetune.score import Scorer, held_out
@@ -26,6 +25,7 @@ from finetune.tensor_parallel import check_parted, parted
 from mmlm import zoo
 from mmlm.data import Rows, open_data
 from mmlm.model import MultimodalLM
+from mmlm.ranks import main_first, main_writes
 from vision.features import FeatureCache
 
 FEW = 5  # rows that are left out, told one by one

@@ -12,7 +12,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object, reduce
 from torch.nn.parallel import DistributedDataParallel
 
-from finetune.launched import processes
+from mmlm.launched import processes
 from mmlm.model import MultimodalLM
 
 Result = TypeVar("Result")
