@@ -17,6 +17,7 @@ def evaluate(parser: ArgumentParser) -> None:
     for verb, line in (
         (caption, "score captions of a data set's images"),
         (vqa, "score answers to a data set's questions"),
+        (compare, "set two runs of the same data side by side"),
         (zener, "name the cards of a grid"),
     ):
         verb(what.add_parser(verb.__name__, help=line, description=verb.__doc__, allow_abbrev=False))
@@ -86,6 +87,23 @@ def run_task(args: Namespace) -> int:
         print(f"mmlm: {why}", file=sys.stderr)
         return UNGROUNDED
     return 0
+
+
+def compare(parser: ArgumentParser) -> None:
+    """Tell what run B gains over run A, of the same data: each score's difference, paired, and what flipped."""
+    parser.add_argument("a", metavar="A", help="a finished run's folder")
+    parser.add_argument("b", metavar="B", help="another's")
+    parser.add_argument("--out", metavar="FILE", help="where the page with both answers goes (compare.html in B)")
+    parser.set_defaults(run=run_compare)
+
+
+def run_compare(args: Namespace) -> None:
+    from eval.versus import PAGE, compare, read_run, summary, write_page
+
+    found = compare(read_run(Path(args.a)), read_run(Path(args.b)))
+    path = Path(args.out or Path(args.b, PAGE))
+    write_page(path, found)
+    print(f"{summary(found)}\n\n{path} has both answers side by side.")
 
 
 def zener(parser: ArgumentParser) -> None:
