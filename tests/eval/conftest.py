@@ -95,3 +95,17 @@ def finished(evaluate, adapter, questions, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "finished"
     evaluate("vqa", adapter, questions, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def answered(finished, shapes):
+    """The questions, with what the adapter says as their answers: it looks."""
+    path = shapes[0][0].parent / "answered.jsonl"
+    lines = map(json.loads, (finished / "predictions.jsonl").read_text(encoding="utf-8").splitlines())
+    rows = [
+        {"id": line["id"], "image": line["images"][0], "question": line["question"], "answer": line["said"]}
+        for line in lines
+        if line["said"]
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path

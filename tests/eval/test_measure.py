@@ -114,6 +114,14 @@ def test_what_is_written_in_an_image_is_not_told_the_blind(evaluate, adapter, sh
     assert {line["said_blind"] for line in lines(tmp_path / "run")} == {wanted}
 
 
+def test_the_exit_status_tells_whether_it_looks(evaluate, adapter, questions, answered, tmp_path, capsys):
+    evaluate("vqa", adapter, answered, tmp_path / "looks", "--require-grounded")
+    main = scores(tmp_path / "looks")["scores"]["accuracy"]
+    assert main["true"]["value"] == 1 and main["gained"]["blind"]["low"] > 0 < main["gained"]["shuffled"]["low"]
+    evaluate("vqa", adapter, questions, tmp_path / "blind", "--require-grounded", status=3)
+    assert "mmlm: not grounded: accuracy is 0.000 with the right images" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
