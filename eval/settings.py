@@ -1,6 +1,7 @@
 """What a run is asked to do, and whether its folder has one that was asked the same."""
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -44,9 +45,9 @@ class EvalConfig:
     @property
     def folder(self) -> Path:
         """Where the run is kept unless its user says otherwise."""
-        data = Path(self.data.rstrip("/")).name.partition(".")[0]
+        data = Path(self.data).name.partition(".")[0]
         words = (self.task, Path(self.model).name, data, self.subset, self.split)
-        return Path(RUNS, "eval", "-".join(word for word in words if word))
+        return Path(RUNS, "eval", "-".join(re.sub(r"[^\w-]+", "", word) for word in words if word))
 
 
 def check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
@@ -80,8 +81,7 @@ def start(folder: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
                 )
         return
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / SETTINGS).unlink(missing_ok=True)
-    shutil.rmtree(folder / PARTS, ignore_errors=True)
     for name in (SCORES, REPORT, PREDICTIONS):
         (folder / name).unlink(missing_ok=True)
-    write_json(folder / SETTINGS, settings)
+    shutil.rmtree(folder / PARTS, ignore_errors=True)
+    write_json(folder / SETTINGS, settings)  # the last: a kill before leaves the run that was there, to be resumed

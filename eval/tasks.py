@@ -75,7 +75,7 @@ def right(sample: Sample) -> tuple[str, ...]:
 
 def exact_each(said: Sequence[str], references: References) -> list[float]:
     """1 for each answer that is one of its references, token by token, else 0."""
-    return [exact_match([one], [its]) for one, its in zip(said, references, strict=True)]
+    return [exact_match([one], [list(dict.fromkeys(its))]) for one, its in zip(said, references, strict=True)]
 
 
 def rouge_each(said: Sequence[str], references: References) -> list[float]:

@@ -2,6 +2,7 @@
 
 import json
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -137,6 +138,13 @@ def test_misuse_is_told(evaluate, words, message, adapter, questions, tmp_path, 
     assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
-def test_runs_are_kept_by_task_model_and_data():
-    config = EvalConfig("vqa", "runs/mine", "data/val.jsonl", split="test")
-    assert str(config.folder) == "runs/eval/vqa-mine-val-test"
+@pytest.mark.parametrize(
+    ("model", "data", "split", "name"),
+    [
+        ("runs/mine", "data/val.jsonl", None, "vqa-mine-val"),
+        ("owner/eyes", "pairs/", "test", "vqa-eyes-pairs-test"),
+        ("runs/mine", "tars/data-{000..009}.tar", None, "vqa-mine-data-000"),
+    ],
+)
+def test_runs_are_kept_by_task_model_and_data(model, data, split, name):
+    assert EvalConfig("vqa", model, data, split).folder == Path("runs", "eval", name)
