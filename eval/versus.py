@@ -37,7 +37,7 @@ def read_run(folder: Path) -> Run:
     """A run that is finished. FileNotFoundError, with the mend, for one that is not."""
     if not (folder / SCORES).is_file():
         raise FileNotFoundError(f"{folder}: no finished run (no {SCORES}); `mmlm eval` makes one, --resume ends one")
-    lines = (folder / PREDICTIONS).read_text(encoding="utf-8").splitlines()
+    lines = (folder / PREDICTIONS).read_bytes().splitlines()  # those of text end at U+2028, too
     return Run(folder, json.loads((folder / SCORES).read_text(encoding="utf-8")), list(map(json.loads, lines)))
 
 

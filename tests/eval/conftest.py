@@ -101,7 +101,7 @@ def finished(evaluate, adapter, questions, tmp_path_factory):
 def answered(finished, shapes):
     """The questions, with what the adapter says as their answers: it looks."""
     path = shapes[0][0].parent / "answered.jsonl"
-    lines = map(json.loads, (finished / "predictions.jsonl").read_text(encoding="utf-8").splitlines())
+    lines = map(json.loads, (finished / "predictions.jsonl").read_bytes().splitlines())
     rows = [
         {"id": line["id"], "image": line["images"][0], "question": line["question"], "answer": line["said"]}
         for line in lines

@@ -13,7 +13,7 @@ from mmlm.model import MultimodalLM
 
 
 def lines(folder):
-    return [json.loads(line) for line in (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in (folder / "predictions.jsonl").read_bytes().splitlines()]
 
 
 def scores(folder):

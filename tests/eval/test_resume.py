@@ -104,7 +104,7 @@ def test_a_run_is_left_alone_unless_it_is_to_be_started_over(
     evaluate("vqa", adapter, questions, tmp_path / "mine", "--overwrite", status=1)
     assert "something else is there" in capsys.readouterr().err
     evaluate("vqa", adapter, questions, copy, "--overwrite", "--limit", "3")
-    assert len((copy / "predictions.jsonl").read_text().splitlines()) == 3
+    assert len((copy / "predictions.jsonl").read_bytes().splitlines()) == 3
     assert len(list((copy / "parts").iterdir())) == 1
 
 

@@ -15,11 +15,13 @@ def pair(finished, tmp_path):
     folders = tmp_path / "A", tmp_path / "B"
     for folder, rights in zip(folders, ((0, 1), (1, 2, 3)), strict=True):
         shutil.copytree(finished, folder)
-        lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+        lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_bytes().splitlines()]
         for row, line in enumerate(lines):
             line["scores"] = {"accuracy": float(row in rights), "exact": 0.5}
-            line["said"] = line["references"][0] if row in rights else "<b>wrong</b>"
-        (folder / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+            line["said"] = line["references"][0] if row in rights else "<b>wrong\u2028</b>"
+        (folder / "predictions.jsonl").write_text(
+            "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), "utf-8"
+        )
     return folders
 
 
