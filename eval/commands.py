@@ -1,16 +1,109 @@
 """The command line's measuring verb. Nothing heavy is imported before it runs."""
 
+import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 
 from mmlm.commands import count
+from mmlm.data.commands import SOURCE, add_source
 from mmlm.names import check_adapter
+
+UNGROUNDED = 3  # exit status
 
 
 def evaluate(parser: ArgumentParser) -> None:
     """Measure what a model sees."""
     what = parser.add_subparsers(metavar="WHAT", required=True)
-    zener(what.add_parser("zener", help="name the cards of a grid", description=zener.__doc__, allow_abbrev=False))
+    for verb, line in (
+        (caption, "score captions of a data set's images"),
+        (vqa, "score answers to a data set's questions"),
+        (compare, "set two runs of the same data side by side"),
+        (zener, "name the cards of a grid"),
+    ):
+        verb(what.add_parser(verb.__name__, help=line, description=verb.__doc__, allow_abbrev=False))
+
+
+def caption(parser: ArgumentParser) -> None:
+    """Caption every image of a data set, with CIDEr, BLEU and ROUGE-L; also with shuffled images, and with none.
+
+    Captions of the same image are its references.
+    """
+    _add_run(parser, "caption", "what asks for a caption (as the adapter was trained)")
+
+
+def vqa(parser: ArgumentParser) -> None:
+    """Answer every question of a data set, with the official accuracy; also with shuffled images, and with none."""
+    _add_run(parser, "vqa", "what stands around a question, as '{question} Answer briefly.' ('{question}')")
+
+
+def _add_run(parser: ArgumentParser, task: str, prompt: str) -> None:
+    parser.add_argument("model", metavar="MODEL", help="saved adapter: folder or hub id")
+    parser.add_argument("data", metavar="DATA", help=SOURCE)
+    parser.add_argument("--split", metavar="NAME", help="of DATA")
+    add_source(parser, prompt)
+    parser.add_argument("--limit", type=count, default=0, metavar="N", help="samples, drawn by --seed (all)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn (0)")
+    parser.add_argument("--max-new-tokens", type=count, default=32, metavar="N", help="longest answer, in tokens (32)")
+    parser.add_argument("--batch", type=count, default=96, metavar="N", help="samples that are asked together (96)")
+    parser.add_argument("--out", metavar="FOLDER", help=f"where the run is kept (runs/eval/{task}-MODEL-DATA)")
+    parser.add_argument("--resume", action="store_true", help="go on with the run that is there")
+    parser.add_argument("--overwrite", action="store_true", help="start the run that is there over")
+    parser.add_argument(
+        "--require-grounded",
+        action="store_true",
+        help="exit with 3 unless the images gain something over shuffled ones, and over none",
+    )
+    parser.set_defaults(run=run_task, task=task)
+
+
+def run_task(args: Namespace) -> int:
+    from dataclasses import fields
+
+    from eval.settings import EvalConfig, check_folder
+    from mmlm.launched import is_first
+
+    config = EvalConfig(**{field.name: getattr(args, field.name) for field in fields(EvalConfig)})
+    folder = Path(args.out or config.folder)
+    if is_first():  # before torch is loaded
+        check_folder(folder, resume=args.resume, overwrite=args.overwrite)
+    check_adapter(args.model)
+    from transformers.utils import logging
+
+    from eval.measure import measure
+    from eval.page import summary
+    from eval.scores import ungrounded
+    from mmlm.ranks import joined
+
+    logging.disable_progress_bar()
+    try:
+        with joined():
+            report = measure(config, folder, resume=args.resume, overwrite=args.overwrite)
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt("--resume goes on with it") from error
+    if not report:
+        return 0
+    print(f"\n{summary(report)}\n\n{folder} has report.html, scores.json and predictions.jsonl.")
+    if args.require_grounded and (why := ungrounded(report)):
+        print(f"mmlm: {why}", file=sys.stderr)
+        return UNGROUNDED
+    return 0
+
+
+def compare(parser: ArgumentParser) -> None:
+    """Tell what run B gains over run A, of the same data: each score's difference, paired, and what flipped."""
+    parser.add_argument("a", metavar="A", help="a finished run's folder")
+    parser.add_argument("b", metavar="B", help="another's")
+    parser.add_argument("--out", metavar="FILE", help="where the page with both answers goes (compare.html in B)")
+    parser.set_defaults(run=run_compare)
+
+
+def run_compare(args: Namespace) -> None:
+    from eval.versus import PAGE, compare, read_run, summary, write_page
+
+    found = compare(read_run(Path(args.a)), read_run(Path(args.b)))
+    path = Path(args.out or Path(args.b, PAGE))
+    write_page(path, found)
+    print(f"{summary(found)}\n\n{path} has both answers side by side.")
 
 
 def zener(parser: ArgumentParser) -> None:

@@ -21,6 +21,7 @@ th { text-align: left; font-weight: 600; } td.n { text-align: right; font-varian
 figure { margin: 0; border: 1px solid #d8dee4; border-radius: 8px; overflow: hidden; background: #fff; }
 figure img { width: 100%; height: 12rem; object-fit: contain; background: #f3f4f6; display: block; }
 figcaption { padding: .6rem .8rem; } .ask { color: #59636e; } .right { color: #116329; } .wrong { color: #a40e26; }
+.more { font-size: 13px; }
 """
 
 
@@ -30,28 +31,51 @@ class Card:
 
     sample: Sample
     said: str
-    right: bool
+    right: bool | None
+    """None where an answer is neither right nor wrong."""
+    more: tuple[tuple[str, str], ...] = ()
+    """What else is to be told, as (name, value)."""
 
 
 def write_report(path: Path, title: str, about: str, rows: Sequence[tuple[str, str]], cards: Sequence[Card]) -> None:
     """Writes the HTML file: a title, a line about the run, a table of (name, value), and the cards in their order."""
-    table = "".join(f"<tr><th>{html.escape(n)}</th><td class=n>{html.escape(v)}</td></tr>" for n, v in rows)
-    path.write_text(
+    body = table(rows) + section("Held-out images, as they come", cards)
+    path.write_text(page(title, about, body), encoding="utf-8")
+
+
+def page(title: str, about: str, body: str) -> str:
+    """A whole HTML file; `body` is HTML, the others are words."""
+    return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style>"
-        f"<h1>{html.escape(title)}</h1><p>{html.escape(about)}</p><table>{table}</table>"
-        f"<h2>Held-out images, as they come</h2><div class=cards>{''.join(map(_card, cards))}</div></html>\n",
-        encoding="utf-8",
+        f"<h1>{html.escape(title)}</h1><p>{html.escape(about)}</p>{body}</html>\n"
     )
+
+
+def table(rows: Sequence[Sequence[str]], head: Sequence[str] = ()) -> str:
+    """Rows of cells, of which the first names the row, as HTML."""
+    top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
+    lines = "".join(
+        f"<tr><th>{html.escape(name)}</th>{''.join(f'<td class=n>{html.escape(cell)}</td>' for cell in cells)}</tr>"
+        for name, *cells in rows
+    )
+    return f"<table>{f'<tr>{top}</tr>' if head else ''}{lines}</table>"
+
+
+def section(title: str, cards: Sequence[Card]) -> str:
+    """Cards under a heading, as HTML."""
+    return f"<h2>{html.escape(title)}</h2><div class=cards>{''.join(map(_card, cards))}</div>"
 
 
 def _card(card: Card) -> str:
     sample = card.sample
     references = " · ".join(sample.references[:3] or (sample.answer,))
     pictures = "".join(f'<img src="{thumbnail(image)}" alt="">' for image in map(opened, sample.images))
+    shade = "" if card.right is None else f" class={'right' if card.right else 'wrong'}"
+    more = "".join(f"<div class=more>{html.escape(name)}: {html.escape(value)}</div>" for name, value in card.more)
     return (
         f"<figure>{pictures}<figcaption><div class=ask>{html.escape(sample.question)}</div>"
-        f"<div class={'right' if card.right else 'wrong'}><b>{html.escape(card.said) or '(nothing)'}</b></div>"
-        f"<div>{html.escape(references)}</div></figcaption></figure>"
+        f"<div{shade}><b>{html.escape(card.said) or '(nothing)'}</b></div>"
+        f"<div>{html.escape(references)}</div>{more}</figcaption></figure>"
     )
 
 

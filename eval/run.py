@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 from transformers import BatchFeature
 
+from mmlm.marked import Marked
 from mmlm.model import MultimodalLM
 from mmlm.prefix import Prefixes
 from mmlm.samples import Sample, asked, encode_images, media_of, read_images
@@ -64,26 +65,40 @@ def predict(
     found = dict(zip(keys, written, strict=True))
     if shuffled:
         keys = shuffle(keys)
-    processor = model.processor
     texts = [asked(model, sample, written=found[shown]) for sample, shown in zip(samples, keys, strict=True)]
     prefixes = prefixes or Prefixes(model.decoder)
     answers = [""] * len(samples)
-    # like with like: media cost most, and a batch goes on until its longest answer ends
-    order = sorted(
-        range(len(samples)), key=lambda i: (samples[i].kind, sum(map(cache.size, keys[i])), len(texts[i].ids))
-    )
-    for start in tqdm(range(0, len(samples), BATCH), desc=say, unit="batch"):
-        chosen = order[start : start + BATCH]
-        rows = [texts[i] for i in chosen]
-        ids, mask, index = processor.pad(rows, "left")
-        media = media_of(cache, [keys[i] for i in chosen], index)
-        batch = BatchFeature({"input_ids": ids, "attention_mask": mask} | media).to(model.device)
-        tokens = model.generate_tokens(
-            dict(batch) | prefixes.past(rows), max_new_tokens=max_new_tokens, do_sample=False
-        )
-        for i, text in zip(chosen, processor.tokenizer.batch_decode(tokens, skip_special_tokens=True), strict=True):
-            answers[i] = text.strip()
+    for rows in tqdm(batches(cache, [sample.kind for sample in samples], keys, texts, BATCH), desc=say, unit="batch"):
+        said = answer(model, cache, [keys[i] for i in rows], [texts[i] for i in rows], prefixes, max_new_tokens)
+        for i, text in zip(rows, said, strict=True):
+            answers[i] = text
     return answers
+
+
+def batches(
+    cache: FeatureCache, kinds: Sequence[str], keys: Sequence[tuple[str, ...]], texts: Sequence[Marked], size: int
+) -> list[list[int]]:
+    """Which samples are asked together, at most `size`: of one kind, with as much to look at and to read."""
+    # like with like: media cost most, and a batch goes on until its longest answer ends
+    order = sorted(range(len(texts)), key=lambda i: (kinds[i], sum(map(cache.size, keys[i])), len(texts[i].ids)))
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def answer(
+    model: MultimodalLM,
+    cache: FeatureCache,
+    keys: Sequence[tuple[str, ...]],
+    texts: Sequence[Marked],
+    prefixes: Prefixes,
+    max_new_tokens: int,
+) -> list[str]:
+    """What the model says, greedily, to texts that are asked together, with the images of these keys."""
+    processor = model.processor
+    ids, mask, index = processor.pad(texts, "left")
+    media = media_of(cache, keys, index)
+    batch = BatchFeature({"input_ids": ids, "attention_mask": mask} | media).to(model.device)
+    tokens = model.generate_tokens(dict(batch) | prefixes.past(texts), max_new_tokens=max_new_tokens, do_sample=False)
+    return [text.strip() for text in processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
 
 
 def shuffle(keys: Sequence[Shown], seed: int = 0) -> list[Shown]:

@@ -24,10 +24,10 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from finetune.folder import CHECKPOINTS
-from finetune.ranks import main_writes
 from finetune.zero import Optimizer, shape_of, unparted
 from mmlm.decoder import gathered
 from mmlm.model import MultimodalLM
+from mmlm.ranks import main_writes
 from mmlm.store import misfit
 
 PATTERN = re.compile(r"step-(\d{8,})\.([0-9a-f]{32})\.pt")

@@ -62,17 +62,17 @@ def run_finetune(args: Namespace) -> None:
 
     from finetune.config import read_settings
     from finetune.folder import has_run
-    from finetune.launched import is_first
     from finetune.options import resolved
     from finetune.run_config import RunConfig, check_run
+    from mmlm.launched import is_first
 
     folder = Path(args.folder)
     config = resolved(read_settings(RunConfig(), Path(args.settings)), args)
     resume = has_run(folder) if args.resume == "auto" else args.resume == "yes"
     if is_first():  # before torch is loaded
         check_run(config, folder, resume=resume, overwrite=args.overwrite)
-    from finetune.ranks import joined
     from finetune.run import finetune as run
+    from mmlm.ranks import joined
 
     try:
         with joined():

@@ -30,12 +30,12 @@ from finetune.folder import LOSS, METRICS, check_folder, has_run, start_folder
 from finetune.loop import train
 from finetune.plots import plot_loss
 from finetune.probe import Shown, tell, train_probe
-from finetune.ranks import check_alone
 from finetune.zener_config import ProbeConfig, TuneConfig, ZenerConfig
 from mmlm import zoo
 from mmlm.config import AdapterConfig
 from mmlm.model import MultimodalLM
 from mmlm.parts import backbones_of
+from mmlm.ranks import check_alone
 from mmlm.samples import asked
 from vision.ahead import ahead
 from vision.backbone import Backbone

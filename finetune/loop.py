@@ -26,18 +26,18 @@ from finetune.config import TrainConfig
 from finetune.encoded import IGNORED, Encoded
 from finetune.fetch import Fetched, read
 from finetune.folder import TROUBLE
-from finetune.launched import sharded
 from finetune.loss import learnt_loss
 from finetune.metrics import Metrics, trackers_of
 from finetune.optim import adamw, schedule, set_rates
 from finetune.parallel import layers_are_whole, prepared
-from finetune.ranks import alike, everyone, leave_to_each, shares, total
 from finetune.shard import place
 from finetune.stop import stopping
 from finetune.tensor_parallel import agreed
 from finetune.words import learn_words, speak
 from finetune.zero import unparted
+from mmlm.launched import sharded
 from mmlm.model import MultimodalLM
+from mmlm.ranks import alike, everyone, leave_to_each, shares, total
 from vision.features import FeatureCache
 
 MOST_WORDS = 1024

@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from finetune import zero
-from finetune.launched import sharded
 from finetune.shard import ready_to_shard
+from mmlm.launched import sharded
 from mmlm.model import MultimodalLM
 
 

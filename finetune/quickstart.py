@@ -26,11 +26,11 @@ from finetune.folder import LOSS, METRICS, PAGE, REPORT, check_folder, has_run, 
 from finetune.loop import train
 from finetune.metrics import peak_rss_gb
 from finetune.plots import plot_loss
-from finetune.ranks import check_alone
 from finetune.scenes import CREDIT
 from mmlm import zoo
 from mmlm.decoder import active_parameters
 from mmlm.model import MultimodalLM
+from mmlm.ranks import check_alone
 from mmlm.samples import Sample, encode_images
 from vision.features import FeatureCache
 from vision.files import write_json

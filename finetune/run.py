@@ -4,11 +4,9 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from datetime import timedelta
 from pathlib import Path
 
 import torch
-import torch.distributed
 from accelerate import PartialState
 
 from finetune import checkpoint
@@ -16,7 +14,6 @@ from finetune.batches import Batches, Mixture
 from finetune.denoise import Denoiser
 from finetune.folder import CHECKPOINTS, SURVEYS, start_folder
 from finetune.loop import check_trainable, train
-from finetune.ranks import main_first, main_writes
 from finetune.reading import Reading
 from finetune.run_config import DataConfig, ModelConfig, RunConfig, check_run
 from finetune.score import Scorer, held_out
@@ -26,11 +23,10 @@ from finetune.tensor_parallel import check_parted, parted
 from mmlm import zoo
 from mmlm.data import Rows, open_data
 from mmlm.model import MultimodalLM
+from mmlm.ranks import main_first, main_writes, meet
 from vision.features import FeatureCache
 
 FEW = 5  # rows that are left out, told one by one
-MEETING = timedelta(minutes=1)  # in which processes meet: a launcher starts those anew that do not
-PATIENCE = timedelta(hours=2)  # of processes with each other: the main one looks at the data for all
 
 
 def finetune(config: RunConfig, folder: Path, *, resume: bool = False, overwrite: bool = False) -> bool:
@@ -43,10 +39,7 @@ def finetune(config: RunConfig, folder: Path, *, resume: bool = False, overwrite
 
     FileExistsError, FileNotFoundError or ValueError for a folder, data or settings that do not fit; then as `train`.
     """
-    # Accelerate joins the processes of a machine without a GPU only if it is told that there is none
-    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=MEETING)
-    if state.num_processes > 1:
-        torch.distributed.set_timeout(PATIENCE)
+    state = meet()
     with main_writes() as mine:
         if mine:
             check_run(config, folder, resume=resume, overwrite=overwrite)

@@ -6,7 +6,7 @@ from typing import Any
 
 from finetune.config import TrainConfig, check_resumable, one_of, within
 from finetune.folder import check_folder
-from finetune.launched import check_teams, sharded, zero_stage
+from mmlm.launched import check_teams, sharded, zero_stage
 from mmlm.names import DECODER, VISION
 
 KEEPS_WHOLE = ("device_map", "quantization_config")  # decoder_kwargs that know no parts

@@ -17,11 +17,11 @@ from finetune.collate import Collator
 from finetune.encoded import Encoded, encode
 from finetune.folder import SAMPLES
 from finetune.loss import learnt_loss
-from finetune.ranks import everyone, shares, total
 from finetune.run_config import RunConfig, ScoreConfig
 from finetune.survey import learnable
 from mmlm.data import Rows, Sample
 from mmlm.model import MultimodalLM
+from mmlm.ranks import everyone, shares, total
 from vision.features import FeatureCache
 from vision.images import identity
 

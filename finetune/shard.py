@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from finetune.launched import sharded
+from mmlm.launched import sharded
 from mmlm.model import MultimodalLM
 
 

@@ -14,8 +14,8 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils.deepspeed import DeepSpeedEngineWrapper, DeepSpeedOptimizerWrapper
 from torch import Tensor, nn
 
-from finetune.ranks import total
 from mmlm.model import MultimodalLM
+from mmlm.ranks import total
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
 

@@ -26,7 +26,7 @@ def check(parser: ArgumentParser) -> None:
         metavar="NAME",
         help="of each DATA; several, if repeated: leaks between them are told",
     )
-    _add_source(parser)
+    add_source(parser)
     parser.add_argument("--model", default="", metavar="RUN", help="count tokens as this saved adapter does")
     parser.add_argument(
         "--decoder",
@@ -65,7 +65,7 @@ def prune(parser: ArgumentParser) -> None:
     parser.add_argument("data", metavar="DATA", help=SOURCE)
     parser.add_argument("out", metavar="OUT", help="folder to write, not there yet")
     parser.add_argument("--split", metavar="NAME", help="of DATA")
-    _add_source(parser)
+    add_source(parser)
     parser.add_argument(
         "--near", type=bits, default=3, metavar="BITS", help="of 64 in which images may differ and be the same (3)"
     )
@@ -96,14 +96,15 @@ def bits(word: str) -> int:
     raise ArgumentTypeError(f"{word!r} is no whole number from 0 to 15")
 
 
-def _add_source(parser: ArgumentParser) -> None:
+def add_source(parser: ArgumentParser, prompt: str = "what asks for a caption (Describe the image.)") -> None:
+    """The options that say how DATA is read; `prompt` is the help of --prompt."""
     parser.add_argument(
         "--format", metavar="NAME", help="folder, jsonl, json, tars, table, saved or hub (told by looking at it)"
     )
     parser.add_argument("--images", metavar="FOLDER", help="that paths of images are relative to (the file's own)")
     parser.add_argument("--annotations", metavar="FILE", help="of VQAv2's questions (beside them)")
     parser.add_argument("--subset", metavar="NAME", help="of a data set on the hub that has several")
-    parser.add_argument("--prompt", metavar="TEXT", help="what asks for a caption (Describe the image.)")
+    parser.add_argument("--prompt", metavar="TEXT", help=prompt)
     parser.add_argument("--urls", action="store_true", help="fetch images whose URLs are in rows")
 
 

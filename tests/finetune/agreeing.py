@@ -6,8 +6,8 @@ from types import SimpleNamespace
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from finetune.ranks import joined
 from finetune.tensor_parallel import agreed
+from mmlm.ranks import joined
 
 state = PartialState(cpu=True)
 with joined():

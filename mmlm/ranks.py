@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from itertools import chain
 from typing import TypeVar
 
@@ -12,10 +13,21 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object, reduce
 from torch.nn.parallel import DistributedDataParallel
 
-from finetune.launched import processes
+from mmlm.launched import processes
 from mmlm.model import MultimodalLM
 
 Result = TypeVar("Result")
+MEETING = timedelta(minutes=1)  # in which processes meet: a launcher starts those anew that do not
+PATIENCE = timedelta(hours=2)  # of processes with each other: the main one looks at the data for all
+
+
+def meet() -> PartialState:
+    """Joins the processes that a launcher started; to be called in each of them, first of all."""
+    # Accelerate joins the processes of a machine without a GPU only if it is told that there is none
+    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=MEETING)
+    if state.num_processes > 1:
+        torch.distributed.set_timeout(PATIENCE)
+    return state
 
 
 def shares(model: MultimodalLM) -> tuple[int, int]:

@@ -1,0 +1,80 @@
+"""The report of a run for people: its scores as a table, on the terminal and as HTML, with samples that tell most."""
+
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from eval.report import Card, page, section, table
+from eval.scores import WAYS, Said, Scores
+from mmlm.data import Sample
+from vision.files import whole_file
+
+MANY = 12  # cards of a section
+HEAD = ("score", "n", "its images", "shuffled", "no image", "gained over shuffled", "gained over none")
+
+
+def write_page(
+    path: Path, report: Mapping[str, Any], samples: Sequence[Sample], said: Said, scores: Scores, seed: int
+) -> None:
+    """Writes report.html.
+
+    Args:
+        report: what scores.json holds.
+        seed: of the samples that are drawn.
+    """
+    settings, main = report["settings"], scores.each["true"][report["main"]]
+    told = [(name, str(settings[name])) for name in ("model", "data", "prompt", "limit", "seed", "max_new_tokens")]
+    told += [("metrics", report["metrics"]), ("left out", str(len(report["broken"])))]
+    told += [(name, str(settings[name])) for name in ("weights", "device", "dtype")] + list(report["versions"].items())
+    body = table(rows_of(report["scores"]), HEAD)
+    if report["kinds"]:
+        body += table(rows_of(report["kinds"]), (report["main"], *HEAD[1:5]))
+    ranked = sorted(range(len(samples)), key=lambda row: (-main[row], row))
+    best, worst = ranked[:MANY], ranked[MANY:][: -MANY - 1 : -1]
+    others = sorted(ranked[MANY:-MANY])
+    random.Random(seed).shuffle(others)
+    for title, rows in (("Best", best), ("Worst", worst), ("At random, of the others", others[:MANY])):
+        if rows:
+            body += section(title, [card(samples[row], row, said, scores) for row in rows])
+    body += table(told)
+    about = f"{report['n']:,} samples. In parentheses: 95% intervals."
+    with whole_file(path) as draft:
+        draft.write_text(page(f"{report['task']}: {settings['model']} on {settings['data']}", about, body), "utf-8")
+
+
+def card(sample: Sample, row: int, said: Said, scores: Scores) -> Card:
+    """A sample with what was said to it, in each way it was asked."""
+    marks = [f"{name} {its[row]:.3g}" for name, its in scores.each["true"].items()]
+    more = (("images shuffled", said["shuffled"][row]), ("no image", said["blind"][row]), ("scores", ", ".join(marks)))
+    return Card(sample, said["true"][row], None, more)
+
+
+def rows_of(scores: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The cells of a table of scores, one row each."""
+    return [
+        (
+            name or "(none)",
+            f"{its['n']:,}",
+            *(cell(its[way]) for way in WAYS),
+            *(cell(one, "+") for one in its.get("gained", {}).values()),
+        )
+        for name, its in scores.items()
+    ]
+
+
+def cell(its: Mapping[str, float], sign: str = "") -> str:
+    """A score with its interval, if it has one."""
+    known = f"{its['value']:{sign}.3f}"
+    return f"{known} ({its['low']:{sign}.3f} to {its['high']:{sign}.3f})" if "low" in its else known
+
+
+def summary(report: Mapping[str, Any]) -> str:
+    """The scores for the terminal."""
+    return aligned([HEAD[:5], *(row[:5] for row in rows_of(report["scores"]))])
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Cells in columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)

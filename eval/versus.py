@@ -1,0 +1,129 @@
+"""Two runs over the same samples side by side: what one gains over the other, sample by sample."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eval.page import aligned, cell
+from eval.report import Card, page, section, table
+from eval.scores import differences, estimate
+from eval.settings import PREDICTIONS, SCORES
+from mmlm.data import Sample
+from mmlm.names import MARK
+from vision.files import whole_file
+
+PAGE = "compare.html"
+MANY, FEW = 24, 5  # cards of a section; lines of the terminal
+HEAD = ("score", "n", "A", "B", "B - A")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run."""
+
+    folder: Path
+    report: dict[str, Any]
+    lines: list[dict[str, Any]]
+    """Of predictions.jsonl."""
+
+    def scores(self, name: str) -> list[float]:
+        """Each sample's."""
+        return [line["scores"][name] for line in self.lines]
+
+
+def read_run(folder: Path) -> Run:
+    """A run that is finished. FileNotFoundError, with the mend, for one that is not."""
+    if not (folder / SCORES).is_file():
+        raise FileNotFoundError(f"{folder}: no finished run (no {SCORES}); `mmlm eval` makes one, --resume ends one")
+    lines = (folder / PREDICTIONS).read_bytes().splitlines()  # those of text end at U+2028, too
+    return Run(folder, json.loads((folder / SCORES).read_text(encoding="utf-8")), list(map(json.loads, lines)))
+
+
+def check_same(left: Run, right: Run) -> None:
+    """ValueError, with the first that is not, if the runs are not of the same samples."""
+    if left.report["task"] != right.report["task"]:
+        raise ValueError(f"{left.folder} is of {left.report['task']}, {right.folder} of {right.report['task']}")
+    for number, (one, other) in enumerate(zip(left.lines, right.lines, strict=False), 1):
+        for name in ("id", "references"):
+            if one[name] != other[name]:
+                raise ValueError(
+                    f"{name} of sample {number} is {one[name]!r} in {left.folder} and {other[name]!r} in "
+                    f"{right.folder}; compare runs of the same data, --limit and --seed"
+                )
+    if len(left.lines) != len(right.lines):
+        raise ValueError(
+            f"{len(left.lines)} samples in {left.folder}, {len(right.lines)} in {right.folder}; compare runs of the "
+            "same data, --limit and --seed"
+        )
+
+
+@dataclass(frozen=True)
+class Versus:
+    """What B gains over A."""
+
+    left: Run
+    right: Run
+    rows: list[tuple[str, ...]]
+    """Cells of a table, as `HEAD` says: a difference, paired, has its interval."""
+    better: list[int]
+    """Samples that the task's main score gives more in B, those it gives the most first."""
+    worse: list[int]
+
+    @property
+    def count(self) -> str:
+        """How many samples flipped."""
+        same = len(self.left.lines) - len(self.better) - len(self.worse)
+        return (
+            f"{self.left.report['main']}: {len(self.better):,} better in B, {len(self.worse):,} worse, {same:,} alike"
+        )
+
+
+def compare(left: Run, right: Run) -> Versus:
+    """Sees what one run gains over another of the same samples. ValueError if they are not."""
+    check_same(left, right)
+    rows: list[tuple[str, ...]] = []
+    for name, its in left.report["scores"].items():
+        other = right.report["scores"][name]
+        gained = ""
+        if name in left.lines[0]["scores"]:
+            gained = cell(estimate(differences(right.scores(name), left.scores(name))), "+")
+        rows.append((name, f"{its['n']:,}", cell(its["true"]), cell(other["true"]), gained))
+    gains = differences(right.scores(left.report["main"]), left.scores(left.report["main"]))
+    order = sorted(range(len(gains)), key=lambda row: (-abs(gains[row]), row))
+    flips = ([row for row in order if gains[row] > 0], [row for row in order if gains[row] < 0])
+    return Versus(left, right, rows, *flips)
+
+
+def summary(found: Versus) -> str:
+    """A comparison for the terminal."""
+    said = [aligned([HEAD, *found.rows]), "", found.count]
+    for title, rows in (("better", found.better), ("worse", found.worse)):
+        for row in rows[:FEW]:
+            one, other = found.left.lines[row], found.right.lines[row]
+            said.append(f"  {title}: {one['id']}: {one['question']!r} A {one['said']!r}, B {other['said']!r}")
+    return "\n".join(said)
+
+
+def write_page(path: Path, found: Versus) -> None:
+    """Writes the comparison as HTML, both answers side by side."""
+    body = table(found.rows, HEAD)
+    for title, rows in (("Better in B", found.better), ("Worse in B", found.worse)):
+        if rows:
+            body += section(f"{title}: {len(rows):,}", cards(found, rows[:MANY]))
+    title = f"A: {found.left.folder}, B: {found.right.folder}"
+    with whole_file(path) as draft:
+        draft.write_text(page(title, f"{found.count}. In parentheses: 95% intervals, paired.", body), "utf-8")
+
+
+def cards(found: Versus, rows: Sequence[int]) -> list[Card]:
+    """Samples as cards, with their images where these are files that are still there."""
+    shown = []
+    for row in rows:
+        one, other = found.left.lines[row], found.right.lines[row]
+        images = [image for image in one["images"] if Path(image).is_file()]
+        sample = Sample.pair(one["id"], images, one["question"].replace(MARK, ""), "", one["references"])
+        marks = [f"{name} {one['scores'][name]:.3g} / {other['scores'][name]:.3g}" for name in one["scores"]]
+        shown.append(Card(sample, f"A: {one['said']}", None, (("B", other["said"]), ("A / B", ", ".join(marks)))))
+    return shown

@@ -1,0 +1,111 @@
+"""An adapter on disk that looks, and data about drawn shapes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from PIL import Image, ImageDraw
+
+from mmlm import cli
+from mmlm.model import MultimodalLM
+
+ROOT = Path(__file__).parents[2]
+COLORS, SHAPES = ("red", "green", "blue", "gold"), ("circle", "square", "bar")
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory):
+    """A cache folder of its own, for runs and the processes that they start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MMLM_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("PYTHONPATH", str(ROOT))
+        yield
+
+
+@pytest.fixture(scope="session")
+def adapter(home, tmp_path_factory, tiny_decoder, tokenizer, open_gates):
+    """A saved adapter of random weights, open gates and small parts."""
+    folder = tmp_path_factory.mktemp("parts")
+    tiny_decoder().save_pretrained(folder / "decoder")
+    tokenizer.save_pretrained(folder / "decoder")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = timm.create_model("test_efficientnet")
+    timm.models.save_for_hf(network, folder / "vision", model_config={"num_classes": 1000})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        parts = {"decoder": str(folder / "decoder"), "vision": str(folder / "vision")}
+        model = MultimodalLM.from_parts(**parts, layers=[1, 3, 5])
+    open_gates(model, 1.5).save_pretrained(folder / "adapter")
+    return folder / "adapter"
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory):
+    """A folder of twelve drawn shapes of several sizes, and what each shows: (path, color, shape)."""
+    folder, shown = tmp_path_factory.mktemp("shapes"), []
+    for number, (color, shape) in enumerate((color, shape) for color in COLORS for shape in SHAPES):
+        picture = Image.new("RGB", (96 + 300 * (number % 3), 96), "white")
+        draw, box = ImageDraw.Draw(picture), (10, 40, 86, 56) if shape == "bar" else (20, 20, 76, 76)
+        (draw.ellipse if shape == "circle" else draw.rectangle)(box, fill=color)
+        picture.save(folder / f"{number:02}.png")
+        shown.append((folder / f"{number:02}.png", color, shape))
+    return shown
+
+
+@pytest.fixture(scope="session")
+def questions(shapes):
+    """A JSONL file of two questions about each shape, in kinds."""
+    path = shapes[0][0].parent / "questions.jsonl"
+    rows = [
+        {"id": f"{n}-{kind}", "image": image.name, "question": asks, "answers": [answer] * 10, "kind": kind}
+        for n, (image, color, shape) in enumerate(shapes)
+        for kind, asks, answer in (("color", "what color is it?", color), ("shape", "which shape is shown?", shape))
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="session")
+def captions(shapes):
+    """A JSONL file of two captions of each shape, in rows of their own."""
+    path = shapes[0][0].parent / "captions.jsonl"
+    pairs = [(image, f"{a} {color} {shape}") for a in ("a", "one") for image, color, shape in shapes]
+    path.write_text("".join(json.dumps({"image": image.name, "text": text}) + "\n" for image, text in pairs))
+    return path
+
+
+@pytest.fixture(scope="session")
+def evaluate(home):
+    """Runs `mmlm eval TASK ADAPTER DATA --out OUT WORDS...`, which is to end with a status."""
+
+    def run(task, adapter, data, out, *words, status=0):
+        short = ["--max-new-tokens", "5", "--batch", "4"]
+        assert cli.main(["eval", task, str(adapter), str(data), "--out", str(out), *short, *words]) == status
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def finished(evaluate, adapter, questions, tmp_path_factory):
+    """A run over the questions."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    evaluate("vqa", adapter, questions, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def answered(finished, shapes):
+    """The questions, with what the adapter says as their answers: it looks."""
+    path = shapes[0][0].parent / "answered.jsonl"
+    lines = map(json.loads, (finished / "predictions.jsonl").read_bytes().splitlines())
+    rows = [
+        {"id": line["id"], "image": line["images"][0], "question": line["question"], "answer": line["said"]}
+        for line in lines
+        if line["said"]
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path

@@ -1,0 +1,42 @@
+"""docs/eval.md: each of its commands does what it says, on a small decoder and drawn shapes."""
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmlm import cli
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "eval.md").read_text(encoding="utf-8")
+COMMANDS = [line.strip() for line in PAGE.splitlines() if line.startswith(("    mmlm ", "    accelerate "))]
+
+
+@pytest.mark.slow
+def test_each_command_does_what_it_says(tmp_path, adapter, shapes, answered, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "mine").symlink_to(adapter)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "questions.jsonl").write_text(answered.read_text())
+    (tmp_path / "pairs").mkdir()
+    for path, color, shape in shapes:
+        (tmp_path / "pairs" / path.name).symlink_to(path)
+        (tmp_path / "pairs" / f"{path.stem}.txt").write_text(f"a {color} {shape}")
+    assert len(COMMANDS) == 5
+    for command in COMMANDS:
+        launcher, *words = shlex.split(command)
+        words += [] if "compare" in words else ["--max-new-tokens", "5"]
+        if launcher == "mmlm":
+            assert cli.main(words) == 0, (command, capsys.readouterr().err)
+        else:
+            launch = [sys.executable, "-m", "accelerate.commands.launch", *words[1:]]
+            done = subprocess.run(launch, capture_output=True, text=True)
+            assert done.returncode == 0, (command, done.stderr)
+    runs = tmp_path / "runs" / "eval"
+    assert sorted(path.name for path in runs.iterdir()) == ["brief", "caption-mine-pairs", "vqa-mine-questions"]
+    assert {path.name for path in (runs / "brief").iterdir()} >= {
+        *("predictions.jsonl", "scores.json", "report.html", "settings.json", "parts", "compare.html")
+    }

@@ -1,0 +1,65 @@
+"""Scores with their intervals, beside those without the right images."""
+
+import numpy as np
+import pytest
+
+from eval.scores import DRAWS, interval, score, ungrounded
+from eval.tasks import TASKS
+from eval.vqa import vqa_accuracy
+
+RIGHT = [["red"] * 10, ["blue"] * 10, ["two"] * 10, ["no"] * 10] * 10
+
+
+def report(task, said, kinds=("",) * 40):
+    found = score(TASKS[task], said, RIGHT, kinds)
+    return {"main": TASKS[task].main, "scores": found.table, "kinds": found.kinds}
+
+
+def answers(count):
+    """So many right answers, then wrong ones."""
+    return [its[0] for its in RIGHT[:count]] + ["green"] * (40 - count)
+
+
+def test_the_interval_is_that_of_a_mean():
+    """Of a share it is the binomial's, within the bootstrap's own error; it is always the same."""
+    values = [1.0] * 30 + [0.0] * 70
+    low, high = interval(values)
+    wanted = np.quantile(np.random.default_rng(1).binomial(100, 0.3, 200_000) / 100, (0.025, 0.975))
+    assert (low, high) == pytest.approx(wanted, abs=0.021) and (low, high) == interval(values)
+    assert interval([0.5] * 7) == (0.5, 0.5) and DRAWS >= 1000
+
+
+def test_what_is_gained_is_of_each_sample_by_itself():
+    """Scores that hide in each other's intervals differ for certain if every sample agrees."""
+    table = report("vqa", {"true": answers(23), "shuffled": answers(18), "blind": answers(0)})["scores"]["accuracy"]
+    assert table["true"]["value"] == vqa_accuracy(answers(23), RIGHT)
+    assert table["true"]["low"] < table["shuffled"]["value"] and table["shuffled"]["high"] > table["true"]["value"]
+    gained = table["gained"]["shuffled"]
+    assert gained["value"] == pytest.approx(5 / 40) and 0 < gained["low"] < 5 / 40 < gained["high"]
+
+
+@pytest.mark.parametrize(
+    ("shuffled", "blind", "why"),
+    [(5, 5, ""), (40, 5, "shuffled images"), (5, 40, "no image"), (29, 5, "shuffled images")],
+)
+def test_a_model_that_does_not_look_is_found_out(shuffled, blind, why):
+    """One sample more is not enough."""
+    said = {"true": answers(30), "shuffled": answers(shuffled), "blind": answers(blind)}
+    found = ungrounded(report("vqa", said))
+    assert bool(found) == bool(why) and why in found
+    assert not why or found.startswith("not grounded: accuracy is 0.750 with the right images")
+
+
+def test_kinds_are_scored_by_themselves():
+    said = dict.fromkeys(("true", "shuffled", "blind"), answers(20))
+    kinds = report("vqa", said, ["a"] * 20 + ["b"] * 20)["kinds"]
+    assert {kind: (its["n"], its["true"]["value"]) for kind, its in kinds.items()} == {"a": (20, 1), "b": (20, 0)}
+    assert report("vqa", said)["kinds"] == {}
+
+
+def test_captions_have_scores_of_each_and_of_all():
+    said = {"true": answers(30), "shuffled": answers(5), "blind": answers(0)}
+    table = report("caption", said)["scores"]
+    assert list(table) == ["cider", "rouge_l", "exact", "bleu1", "bleu2", "bleu3", "bleu4"]
+    assert table["exact"]["true"]["value"] == table["rouge_l"]["true"]["value"] == 0.75
+    assert table["bleu1"]["true"]["value"] == pytest.approx(0.75) and table["bleu1"]["n"] == 40
