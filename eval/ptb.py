@@ -115,6 +115,8 @@ _FILE = """
 _PHONE = r"(?:\([0-9]{2,3}\)[ \xa0]?|\+{0,2}(?:[0-9]{2,4}[- \xa0])?[0-9]{2,4}[- \xa0])[0-9]{3,4}[- \xa0]?[0-9]{3,5}"
 _TAG = "[A-Za-z][A-Za-z0-9_:.-]*"
 _QUOTED = "(?:\"[^\"\n]*\"|'[^'\n]*')"
+_ATTRIBUTES = rf"(?: +{_TAG}(?: *= *{_QUOTED})?)*"
+_MARKUP = rf"(?:<!--[^>\n]*>|<[!?][A-Za-z][^ \n>]*>|</{_TAG} *>|<{_TAG}{_ATTRIBUTES} */?>)"
 _GRAVE, _ACUTE, _OPEN, _CLOSE = "‘‛‹\x91", "’›\x92", "“«\x93", "”»\x94"
 _QUOTES = rf"[{_GRAVE}{_ACUTE}{_OPEN}{_CLOSE}`‚„]{{1,2}}"
 
@@ -124,8 +126,7 @@ _RULES: list[tuple[str, str, str]] = [
     # the first halves of words written as one; the rest is an ordinary word
     *[(f"(?i:{half})", f"(?i:{rest})", "") for half, rest in (pair.split("+") for pair in _HALVES.split())],
     # markup, addresses
-    (rf"<!--[^>\n]*>|<[!?][A-Za-z][^ \n>]*>|</?{_TAG}\s*/?>", "", ""),
-    (rf"<{_TAG}(?: +{_TAG}(?: *= *{_QUOTED})?)* */?>", "", ""),
+    (_MARKUP, "", ""),
     (r"(?i:https?)://[^ \t\n\"<>|(){}]+[^ \t\n\"<>|.!?(){},\xa0-]", "", ""),
     *[(site + path, "", "") for site in (_WWW, _SITE) for path in (_PATH, "")],
     (_MAIL, "", ""),
@@ -156,7 +157,7 @@ _RULES: list[tuple[str, str, str]] = [
     (_COMPANY, "", "company"),
     # abbreviations
     (rf"{_INITIALS}\.|(?i:ph|ed)\.[dD]\.", "", ""),
-    ("[A-Za-z]", rf"\.[ \xa0]+{_capital(_STARTS)}\s", ""),
+    ("[A-Za-z]", rf"\.[ \xa0]+(?:{_capital(_STARTS)}|{_MARKUP})\s", ""),
     (rf"(?:{_ANY_ABBREVIATION}|{_LAST_ABBREVIATION})\.", "", ""),
     (rf"(?i:{_either(_ABBREVIATIONS_OF_NUMBERS)})\.", rf"[ \xa0]?{_D}|:", ""),
     (rf"(?:[A-Za-z0-9]+\.)+(?i:{_either(_FILE)})", r"[\s.,!?]", ""),
@@ -213,7 +214,7 @@ def ptb_tokenize(caption: str) -> list[str]:
             if token:
                 tokens.append(_spell(token, spelling))
             place += len(token) or 1
-    return [token for token in tokens if token not in _DROPPED]
+    return [token for token in tokens if token and token not in _DROPPED]
 
 
 def _longest(text: str, place: int) -> tuple[str, str]:
