@@ -33,7 +33,7 @@ def caption_scores(hypotheses: Sequence[str], references: References) -> dict[st
     hyps, refs = _tokenize(hypotheses, references)
     cider = _cider(hyps, refs)
     rouge = [_rouge_l(hyp, ref) for hyp, ref in zip(hyps, refs, strict=True)]
-    bleu = _bleu_scores([sum(column) for column in zip(*_bleu_counts(hyps, refs), strict=True)])
+    bleu = bleu_of([sum(column) for column in zip(*_bleu_counts(hyps, refs), strict=True)])
     return {"cider": math.fsum(cider) / len(cider), **bleu, "rouge_l": math.fsum(rouge) / len(rouge)}
 
 
@@ -45,13 +45,32 @@ def caption_scores_each(hypotheses: Sequence[str], references: References) -> di
     makes it easier to game; what COCO tables and pycocoevalcap call "CIDEr" is CIDEr-D, `cider`.
     """
     hyps, refs = _tokenize(hypotheses, references)
-    bleu = [_bleu_scores(counts) for counts in _bleu_counts(hyps, refs)]
+    bleu = [bleu_of(counts) for counts in _bleu_counts(hyps, refs)]
     return {
         "cider": _cider(hyps, refs),
         "cider_plain": _cider(hyps, refs, plain=True),
         **{name: [scores[name] for scores in bleu] for name in bleu[0]},
         "rouge_l": [_rouge_l(hyp, ref) for hyp, ref in zip(hyps, refs, strict=True)],
     }
+
+
+def bleu_counts(hypotheses: Sequence[str], references: References) -> list[list[int]]:
+    """All that BLEU needs of each sample: both lengths, its n-grams (1..4), and those of them that are correct."""
+    return _bleu_counts(*_tokenize(hypotheses, references))
+
+
+def bleu_of(counts: Sequence[float]) -> dict[str, float]:
+    """`bleu1`..`bleu4` of a corpus from its sums of `bleu_counts`."""
+    (hyp_length, ref_length), guessed, correct = counts[:2], counts[2 : 2 + _ORDERS], counts[2 + _ORDERS :]
+    # the original's guards against dividing by zero; they also make 0 of 0 four-grams 1e-6 and not 0
+    tiny, small = 1e-15, 1e-9
+    ratio = (hyp_length + tiny) / (ref_length + small)
+    brevity = math.exp(min(0.0, 1 - 1 / ratio))
+    product, scores = 1.0, {}
+    for order in range(_ORDERS):
+        product *= (correct[order] + tiny) / (guessed[order] + small)
+        scores[f"bleu{order + 1}"] = product ** (1 / (order + 1)) * brevity
+    return scores
 
 
 def cider_each(hypotheses: Sequence[str], references: References) -> list[float]:
@@ -129,19 +148,6 @@ def _bleu_counts(hypotheses: list[Tokens], references: list[list[Tokens]]) -> li
             correct.append((counts & most).total())
         rows.append([length, closest, *(counts.total() for counts in hyp), *correct])
     return rows
-
-
-def _bleu_scores(counts: Sequence[float]) -> dict[str, float]:
-    (hyp_length, ref_length), guessed, correct = counts[:2], counts[2 : 2 + _ORDERS], counts[2 + _ORDERS :]
-    # the original's guards against dividing by zero; they also make 0 of 0 four-grams 1e-6 and not 0
-    tiny, small = 1e-15, 1e-9
-    ratio = (hyp_length + tiny) / (ref_length + small)
-    brevity = math.exp(min(0.0, 1 - 1 / ratio))
-    product, scores = 1.0, {}
-    for order in range(_ORDERS):
-        product *= (correct[order] + tiny) / (guessed[order] + small)
-        scores[f"bleu{order + 1}"] = product ** (1 / (order + 1)) * brevity
-    return scores
 
 
 def _rouge_l(hypothesis: Tokens, references: list[Tokens]) -> float:
