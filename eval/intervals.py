@@ -1,8 +1,8 @@
 """Bootstrap intervals (Efron 1979) of scores: how much they would move had other samples been drawn.
 
 Samples are drawn anew, with replacement, as many as there are; an interval lies between the percentiles of the scores
-of such draws. Two runs over the same samples are compared on the same draws (Koehn 2004, "Statistical Significance Tests
-for Machine Translation Evaluation"), which is much sharper than looking whether their intervals overlap.
+of such draws. Two runs over the same samples are compared on the same draws (Koehn 2004, "Statistical Significance
+Tests for Machine Translation Evaluation"), which is much sharper than looking whether their intervals overlap.
 
 A score is told by what it needs of each sample (a row) and by how it follows from the rows' sum: a mean from the
 samples' scores, BLEU from counts. CIDEr is the mean of its samples' scores: how rare a word is stays as it is in the
