@@ -4,12 +4,12 @@ The evaluation of COCO (Chen et al. 2015, arXiv:1504.00325) tokenizes with a Jav
 CoreNLP 3.4.1, told to keep lines and to lower the case, and drops a list of punctuation marks. This gives the same
 tokens in plain Python, habits included: contractions are split ("don't" -> do n't), "cannot" and "gonna" too, words
 with hyphens, slashes or points inside stay whole, "st." keeps its point, "£" is "#", brackets stay (as -lrb-, -rrb-),
-emoji and other characters beyond its tables vanish. Written from what it answers, not from its source.
+emoji and other characters beyond its tables vanish. Worked out from what it answers.
 
 Captions are tokenized one by one. The original is given a file of them and looks past a line's end: a caption that ends
-in an initial with a point loses that point if the next one begins with "A", "The" or the like. Of sentences with odd
-words none of 100,000 differed, of random strings of odd pieces about one in five thousand still did: emoji or
-no-break spaces inside addresses, a final sigma before a hyphen.
+in an initial with a point loses that point if the next one begins with "A", "The" or the like. Of 20,000 lines of
+prose that it had not been made on none differed; of random strings of the oddest pieces one in some thousand still
+does: emoji or no-break spaces inside addresses, a final sigma before a hyphen.
 
 Like the original it takes the longest token that some rule makes at each place, where what a rule must see behind its
 token counts as length, and of equally long ones the rule that is listed first.
@@ -117,7 +117,7 @@ _PHONE = r"(?:\([0-9]{2,3}\)[ \xa0]?|\+{0,2}(?:[0-9]{2,4}[- \xa0])?[0-9]{2,4}[- 
 _TAG = "[A-Za-z][A-Za-z0-9_:.-]*"
 _QUOTED = "(?:\"[^\"\n]*\"|'[^'\n]*')"
 _ATTRIBUTES = rf"(?: +{_TAG}(?: *= *{_QUOTED})?)*"
-_MARKUP = rf"(?:<!--[^>\n]*>|<[!?][A-Za-z][^ \n>]*>|</{_TAG} *>|<{_TAG}{_ATTRIBUTES} */?>)"
+_MARKUP = rf"(?:<!--[^>\n]*>|<[!?][A-Za-z][^\n>]*>|</{_TAG} *>|<{_TAG}{_ATTRIBUTES} */?>)"
 _GRAVE, _ACUTE, _OPEN, _CLOSE = "‘‛‹\x91", "’›\x92", "“«\x93", "”»\x94"
 _QUOTES = rf"[{_GRAVE}{_ACUTE}{_OPEN}{_CLOSE}`‚„]{{1,2}}"
 
