@@ -1,8 +1,8 @@
-"""Caption scores on the scale of the COCO caption evaluation: CIDEr-D, BLEU-1..4, ROUGE-L and exact match.
+"""Caption scores on the scale of the COCO caption evaluation: CIDEr-D, CIDEr, BLEU-1..4, ROUGE-L and exact match.
 
-On ordinary captions the numbers are those of pycocoevalcap (arXiv:1504.00325) within 1e-6, tokenizer included, so they
-stand beside published ones; eval/ptb.py says which captions it splits otherwise. All take plain captions; `references`
-holds, for each sample, one caption or several.
+The numbers are those of pycocoevalcap (arXiv:1504.00325) within 1e-6, tokenizer included, so they stand beside
+published ones; a test holds them to what it made of 7,000 captions of many kinds, and eval/ptb.py says what it splits
+otherwise. All take plain captions; `references` holds, for each sample, one caption or several.
 """
 
 import math
@@ -25,15 +25,52 @@ def caption_scores(hypotheses: Sequence[str], references: References) -> dict[st
     CIDEr here is CIDEr-D (Vedantam et al. 2015, arXiv:1411.5726), the "CIDEr" of every COCO table, where it is often
     printed times 100: 1.2 here is 120 there. It weighs words by their rarity over the references of this very corpus:
     a corpus of one sample scores 0. BLEU (Papineni et al. 2002) takes the closest reference length and pools its counts
-    over the corpus; ROUGE-L (Lin 2004) is a mean over samples. An empty hypothesis scores 0.
+    over the corpus; ROUGE-L (Lin 2004) is a mean over samples. An empty hypothesis scores 0, but for the ROUGE-L of 1
+    that the original gives it beside an empty reference.
 
     Raises ValueError for empty or unequally long lists and for a sample without references.
     """
     hyps, refs = _tokenize(hypotheses, references)
     cider = _cider(hyps, refs)
     rouge = [_rouge_l(hyp, ref) for hyp, ref in zip(hyps, refs, strict=True)]
-    bleu = {f"bleu{order}": score for order, score in enumerate(_bleu(hyps, refs), 1)}
+    bleu = bleu_of([sum(column) for column in zip(*_bleu_counts(hyps, refs), strict=True)])
     return {"cider": math.fsum(cider) / len(cider), **bleu, "rouge_l": math.fsum(rouge) / len(rouge)}
+
+
+def caption_scores_each(hypotheses: Sequence[str], references: References) -> dict[str, list[float]]:
+    """The scores of each sample by name: those of `caption_scores`, and `cider_plain`.
+
+    `cider` and `rouge_l` average to the corpus scores. BLEU does not: here it is that of a corpus of one sample.
+    `cider_plain` is CIDEr as first defined, with neither CIDEr-D's clipping nor its penalty for another length, which
+    makes it easier to game; what COCO tables and pycocoevalcap call "CIDEr" is CIDEr-D, `cider`.
+    """
+    hyps, refs = _tokenize(hypotheses, references)
+    bleu = [bleu_of(counts) for counts in _bleu_counts(hyps, refs)]
+    return {
+        "cider": _cider(hyps, refs),
+        "cider_plain": _cider(hyps, refs, plain=True),
+        **{name: [scores[name] for scores in bleu] for name in bleu[0]},
+        "rouge_l": [_rouge_l(hyp, ref) for hyp, ref in zip(hyps, refs, strict=True)],
+    }
+
+
+def bleu_counts(hypotheses: Sequence[str], references: References) -> list[list[int]]:
+    """All that BLEU needs of each sample: both lengths, its n-grams (1..4), and those of them that are correct."""
+    return _bleu_counts(*_tokenize(hypotheses, references))
+
+
+def bleu_of(counts: Sequence[float]) -> dict[str, float]:
+    """`bleu1`..`bleu4` of a corpus from its sums of `bleu_counts`."""
+    (hyp_length, ref_length), guessed, correct = counts[:2], counts[2 : 2 + _ORDERS], counts[2 + _ORDERS :]
+    # the original's guards against dividing by zero; they also make 0 of 0 four-grams 1e-6 and not 0
+    tiny, small = 1e-15, 1e-9
+    ratio = (hyp_length + tiny) / (ref_length + small)
+    brevity = math.exp(min(0.0, 1 - 1 / ratio))
+    product, scores = 1.0, {}
+    for order in range(_ORDERS):
+        product *= (correct[order] + tiny) / (guessed[order] + small)
+        scores[f"bleu{order + 1}"] = product ** (1 / (order + 1)) * brevity
+    return scores
 
 
 def cider_each(hypotheses: Sequence[str], references: References) -> list[float]:
@@ -68,7 +105,7 @@ def _ngrams(tokens: Tokens) -> list[Counter[tuple[str, ...]]]:
     ]
 
 
-def _cider(hypotheses: list[Tokens], references: list[list[Tokens]]) -> list[float]:
+def _cider(hypotheses: list[Tokens], references: list[list[Tokens]], plain: bool = False) -> list[float]:
     hyps, refs = [_ngrams(hyp) for hyp in hypotheses], [[_ngrams(ref) for ref in group] for group in references]
     seen_in = Counter(gram for group in refs for gram in {gram for ref in group for grams in ref for gram in grams})
 
@@ -82,13 +119,14 @@ def _cider(hypotheses: list[Tokens], references: list[list[Tokens]]) -> list[flo
             (hyp_weights, hyp_norm), (ref_weights, ref_norm) = weigh(hyp_counts), weigh(ref_counts)
             # clipped at the reference's weight, which is the D of CIDEr-D: repeating a word gains nothing
             dot = math.fsum(
-                min(weight, ref_weights[gram]) * ref_weights[gram]
+                (weight if plain else min(weight, ref_weights[gram])) * ref_weights[gram]
                 for gram, weight in hyp_weights.items()
                 if gram in ref_weights
             )
             total += dot / (hyp_norm * ref_norm) if hyp_norm and ref_norm else 0.0
         # the original measures length in bigrams
-        return total / _ORDERS * math.exp(-((hyp[1].total() - ref[1].total()) ** 2) / (2 * _SIGMA**2))
+        difference = 0 if plain else hyp[1].total() - ref[1].total()
+        return total / _ORDERS * math.exp(-(difference**2) / (2 * _SIGMA**2))
 
     return [
         10.0 * math.fsum(similarity(hyp, ref) for ref in group) / len(group)
@@ -96,36 +134,29 @@ def _cider(hypotheses: list[Tokens], references: list[list[Tokens]]) -> list[flo
     ]
 
 
-def _bleu(hypotheses: list[Tokens], references: list[list[Tokens]]) -> list[float]:
-    hyp_length, ref_length, guessed, correct = 0, 0, [0] * _ORDERS, [0] * _ORDERS
+def _bleu_counts(hypotheses: list[Tokens], references: list[list[Tokens]]) -> list[list[int]]:
+    rows = []
     for hyp, group in zip((_ngrams(hyp) for hyp in hypotheses), references, strict=True):
         refs = [_ngrams(ref) for ref in group]
         length = hyp[0].total()
-        hyp_length += length
-        ref_length += min((ref[0].total() for ref in refs), key=lambda other: (abs(other - length), other))
+        closest = min((ref[0].total() for ref in refs), key=lambda other: (abs(other - length), other))
+        correct = []
         for order, counts in enumerate(hyp):
             most: Counter[tuple[str, ...]] = Counter()
             for ref in refs:
                 most |= ref[order]
-            guessed[order] += counts.total()
-            correct[order] += (counts & most).total()
-    # the original's guards against dividing by zero; they also make 0 of 0 four-grams 1e-6 and not 0
-    tiny, small = 1e-15, 1e-9
-    ratio = (hyp_length + tiny) / (ref_length + small)
-    brevity = math.exp(min(0.0, 1 - 1 / ratio))
-    product, scores = 1.0, []
-    for order in range(_ORDERS):
-        product *= (correct[order] + tiny) / (guessed[order] + small)
-        scores.append(product ** (1 / (order + 1)) * brevity)
-    return scores
+            correct.append((counts & most).total())
+        rows.append([length, closest, *(counts.total() for counts in hyp), *correct])
+    return rows
 
 
 def _rouge_l(hypothesis: Tokens, references: list[Tokens]) -> float:
+    hypothesis, references = hypothesis or [""], [ref or [""] for ref in references]  # the original's empty captions
     common = [_longest_common(hypothesis, ref) for ref in references]
     if not any(common):
         return 0.0
     precision = max(common) / len(hypothesis)
-    recall = max(shared / len(ref) for shared, ref in zip(common, references, strict=True) if ref)
+    recall = max(shared / len(ref) for shared, ref in zip(common, references, strict=True))
     return (1 + _BETA**2) * precision * recall / (recall + _BETA**2 * precision)
 
 

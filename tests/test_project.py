@@ -37,7 +37,7 @@ def test_a_wheel_holds_every_file_of_the_packages(tmp_path):
 
 
 def test_extras_are_few():
-    assert set(PROJECT["project"]["optional-dependencies"]) == {"data", "deepspeed", "dev", "ocr", "quickstart"}
+    assert set(PROJECT["project"]["optional-dependencies"]) == {"coco", "data", "deepspeed", "dev", "ocr", "quickstart"}
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -51,9 +51,16 @@ class Clip:
         return pixels
 
     @torch.no_grad()
+    def see(self, pixels: Sequence[Tensor]) -> Tensor:
+        """The embedding of each image [N, width], of length 1."""
+        return normalize(self.model.encode_image(torch.stack(list(pixels)).to(self.device)).float(), dim=-1)
+
+    @torch.no_grad()
+    def read(self, texts: Sequence[str]) -> Tensor:
+        """The embedding of each text [N, width], of length 1; what is too long is cut."""
+        return normalize(self.model.encode_text(self.tokenizer(list(texts)).to(self.device)).float(), dim=-1)
+
     def scores(self, images: Sequence[Sequence[Tensor]], texts: Sequence[str]) -> list[float]:
         """The fit of each text and its images (one at least), of which the mean counts; what is too long is cut."""
-        shown = torch.stack([one for its in images for one in its]).to(self.device)
-        seen = normalize(self.model.encode_image(shown).float(), dim=-1).split([len(its) for its in images])
-        said = normalize(self.model.encode_text(self.tokenizer(list(texts)).to(self.device)).float(), dim=-1)
-        return [(its @ text).mean().item() for its, text in zip(seen, said, strict=True)]
+        seen = self.see([one for its in images for one in its]).split([len(its) for its in images])
+        return [(its @ text).mean().item() for its, text in zip(seen, self.read(texts), strict=True)]

@@ -1,3 +1,7 @@
+import gzip
+import json
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -70,6 +74,14 @@ def test_each_annotator_is_left_out_in_turn(answer, accuracy):
 def test_unanimous_references_are_compared_as_they_are():
     assert accuracy_each(["two", "2", "two "], [["two"] * 10] * 3) == [1, 0, 1]
     assert accuracy_each(["two", "2"], [["two"] * 9 + ["2"]] * 2) == [1, 1]
+
+
+def test_accuracies_are_those_of_the_official_code():
+    """On answers of many kinds: see regenerate.py."""
+    official = json.loads(gzip.decompress((Path(__file__).parent / "golden_vqa.json.gz").read_bytes()))
+    answers, references = zip(*((answer, refs) for answer, *refs in official["answers"]), strict=True)
+    assert len(answers) >= 5000
+    assert accuracy_each(answers, references) == pytest.approx(official["each"], abs=1e-8)
 
 
 def test_fewer_than_four_references_cannot_make_a_full_point():

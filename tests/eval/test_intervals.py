@@ -1,0 +1,99 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eval.captions import caption_scores
+from eval.intervals import (
+    caption_differences,
+    caption_intervals,
+    difference,
+    interval,
+    mean_difference,
+    mean_interval,
+)
+
+scores = st.lists(st.floats(0, 1), min_size=1, max_size=20)
+CAPTIONS = ["a cat on a mat", "two dogs run", "a man rides a red bicycle", "the boy eats", "a bus", "three birds fly"]
+REFERENCES = [["a cat lies on a mat"], ["two dogs are running"], ["a man rides a bicycle", "a red bicycle"]]
+REFERENCES += [["a boy eats a pizza"], ["a bus on a street"], ["three birds"]]
+
+
+@given(scores)
+def test_an_interval_lies_within_the_scores_and_names_their_number(each):
+    found = mean_interval(each, draws=50)
+    assert found.score == pytest.approx(sum(each) / len(each)) and found.n == len(each)
+    assert min(each) - 1e-9 <= found.low <= found.high <= max(each) + 1e-9
+
+
+def test_a_mean_has_the_interval_of_the_normal_law():
+    each = np.random.default_rng(1).normal(5, 2, 10_000)
+    found, width = mean_interval(each.tolist()), 1.96 * each.std() / math.sqrt(len(each))
+    assert found.low == pytest.approx(found.score - width, abs=width / 8)
+    assert found.high == pytest.approx(found.score + width, abs=width / 8)
+
+
+def test_the_true_mean_lies_in_about_95_of_100_intervals():
+    random = np.random.default_rng(2)
+    found = [mean_interval(random.random(60).tolist(), draws=200, seed=seed) for seed in range(200)]
+    assert 0.88 <= np.mean([one.low <= 0.5 <= one.high for one in found]) <= 0.99
+
+
+def test_the_seed_decides():
+    each = np.random.default_rng(3).random(50).tolist()
+    assert mean_interval(each) == mean_interval(each)
+    assert mean_interval(each) != mean_interval(each, seed=1)
+
+
+@given(scores, st.floats(-1, 1))
+def test_runs_that_differ_by_the_same_everywhere_differ_for_sure(each, more):
+    found = mean_difference(each, [score + more for score in each], draws=20)
+    assert (found.low, found.score, found.high) == pytest.approx((more, more, more))
+
+
+def test_a_pair_tells_what_two_intervals_do_not():
+    random = np.random.default_rng(4)
+    left = random.random(300)
+    right = left + random.normal(0.02, 0.05, 300)
+    apart, together = [mean_interval(its.tolist()) for its in (left, right)], mean_difference(left, right)
+    assert apart[1].low < apart[0].high  # they overlap
+    assert together.low > 0
+
+
+@given(scores, st.data())
+def test_to_swap_the_runs_turns_the_interval_round(left, data):
+    right = data.draw(st.lists(st.floats(0, 1), min_size=len(left), max_size=len(left)))
+    there, back = mean_difference(left, right, draws=20), mean_difference(right, left, draws=20)
+    assert (there.low, there.score, there.high) == pytest.approx((-back.high, -back.score, -back.low))
+
+
+def test_a_ratio_of_sums_is_not_a_mean_of_ratios():
+    found = interval([(1, 1), (1, 9)], lambda sums: sums[0] / sums[1])
+    assert (found.score, found.low, found.high) == (0.2, pytest.approx(1 / 9), 1)
+
+
+def test_caption_intervals_are_about_the_corpus_scores():
+    found, corpus = caption_intervals(CAPTIONS, REFERENCES, draws=100), caption_scores(CAPTIONS, REFERENCES)
+    assert {name: one.score for name, one in found.items()} == pytest.approx(corpus)
+    assert all(one.low < one.score < one.high and one.n == 6 for one in found.values())
+
+
+def test_captions_that_are_references_score_more():
+    better = [group[0] for group in REFERENCES]
+    found = caption_differences(CAPTIONS, better, REFERENCES, draws=100)
+    left, right = caption_scores(CAPTIONS, REFERENCES), caption_scores(better, REFERENCES)
+    assert {name: one.score for name, one in found.items()} == pytest.approx({n: right[n] - left[n] for n in left})
+    assert all(one.low > 0 for one in found.values())
+
+
+def test_an_interval_reads_well():
+    assert str(mean_interval([0.5, 0.5])) == "0.500 [0.500, 0.500] (n=2)"
+
+
+def test_bad_input_is_named():
+    with pytest.raises(ValueError, match="no scores to draw from"):
+        mean_interval([])
+    with pytest.raises(ValueError, match="2 samples beside 1"):
+        difference([1, 2], [1], lambda sums: sums[0])
