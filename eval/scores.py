@@ -4,14 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
+from eval.intervals import mean_interval
 from eval.tasks import References, Task
 
 WAYS = ("true", "shuffled", "blind")
 """How each sample is asked: with its images, with those of another sample, with none."""
 
-DRAWS = 2000  # of a bootstrap
 Said = Mapping[str, Sequence[str]]
 """Of each way, what is said to each sample."""
 
@@ -58,21 +56,13 @@ def score(task: Task, said: Said, references: References, kinds: Sequence[str]) 
 
 def estimate(values: Sequence[float]) -> dict[str, float]:
     """The mean of the samples' scores, and its 95% interval."""
-    low, high = interval(values)
-    return {"value": float(np.mean(values)), "low": low, "high": high}
+    found = mean_interval(values)
+    return {"value": found.score, "low": found.low, "high": found.high}
 
 
 def differences(left: Sequence[float], right: Sequence[float]) -> list[float]:
     """How much more the samples score on the left, one by one."""
     return [one - other for one, other in zip(left, right, strict=True)]
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """95% interval of a mean, by a percentile bootstrap (Efron 1979, doi:10.1214/aos/1176344552); always the same."""
-    known, drawn = np.asarray(values), np.random.default_rng(0)
-    means = [known[drawn.integers(0, len(known), len(known))].mean() for _ in range(DRAWS)]
-    low, high = np.quantile(means, (0.025, 0.975))
-    return float(low), float(high)
 
 
 def ungrounded(report: Mapping[str, Any]) -> str:

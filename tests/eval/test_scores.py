@@ -1,9 +1,8 @@
 """Scores with their intervals, beside those without the right images."""
 
-import numpy as np
 import pytest
 
-from eval.scores import DRAWS, interval, score, ungrounded
+from eval.scores import score, ungrounded
 from eval.tasks import TASKS
 from eval.vqa import vqa_accuracy
 
@@ -18,15 +17,6 @@ def report(task, said, kinds=("",) * 40):
 def answers(count):
     """So many right answers, then wrong ones."""
     return [its[0] for its in RIGHT[:count]] + ["green"] * (40 - count)
-
-
-def test_the_interval_is_that_of_a_mean():
-    """Of a share it is the binomial's, within the bootstrap's own error; it is always the same."""
-    values = [1.0] * 30 + [0.0] * 70
-    low, high = interval(values)
-    wanted = np.quantile(np.random.default_rng(1).binomial(100, 0.3, 200_000) / 100, (0.025, 0.975))
-    assert (low, high) == pytest.approx(wanted, abs=0.021) and (low, high) == interval(values)
-    assert interval([0.5] * 7) == (0.5, 0.5) and DRAWS >= 1000
 
 
 def test_what_is_gained_is_of_each_sample_by_itself():

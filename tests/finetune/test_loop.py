@@ -48,7 +48,8 @@ def poisoned(monkeypatch, steps):
     monkeypatch.setattr(loop, "learnt_loss", learnt_loss)
 
 
-KINDS = [(False, "pyramid"), (True, "pyramid"), (True, "resampler")]  # image last, tokens
+# image last, tokens
+KINDS = [(False, "pyramid"), (True, "pyramid"), pytest.param(True, "resampler", marks=pytest.mark.slow)]
 
 
 @pytest.fixture
@@ -85,7 +86,7 @@ def weights(model):
     return {name: tensor.numpy().tobytes() for name, tensor in model.adapter.state_dict().items()}
 
 
-@pytest.mark.parametrize(("image_last", "tokens"), [*KINDS[:2], pytest.param(*KINDS[2], marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("image_last", "tokens"), KINDS)
 def test_it_learns_eight_images_by_heart(image_last, tokens, make_model, cache, make_samples, tmp_path):
     """One question, eight answers: only who looks can tell them apart."""
     model = make_model(image_last=image_last, tokens=tokens)

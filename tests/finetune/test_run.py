@@ -183,6 +183,7 @@ def test_a_run_goes_on_with_its_own_settings_and_data(write, pairs, tmp_path, ca
     assert f"{data}: 11 rows, and 12 when the run began; put back what it was" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_captions_are_denoised_if_asked_for(write, tmp_path, capsys, monkeypatch):
     """It learns, otherwise than without, and stopped it goes on to the same bytes."""
     settings = {"steps": 40, "save_every": 20, "log_every": 1, "optim": {"lr": 5e-3}}

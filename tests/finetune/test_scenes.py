@@ -102,6 +102,7 @@ def is_true(caption: str, scene: Scene) -> bool:
     return holds(">v".index(axes))
 
 
+@pytest.mark.slow
 def test_same_scenes_in_every_process() -> None:
     code = "from finetune import scenes as s; print(s.train_scenes(40, 7) + s.test_scenes(40, 7))"
     runs = [
