@@ -47,7 +47,7 @@ def gradients(model, batch, compiled=None):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("recompute", "tokens"), [(False, "pyramid"), (True, "resampler")])
+@pytest.mark.parametrize(("recompute", "tokens"), [(True, "resampler")])  # the run below has neither
 def test_compiled_layers_give_the_same_gradients_whatever_the_shapes(recompute, model, cache, encoded):
     data, collate = encoded(6, 2), Collator(model, cache)
     if recompute:
