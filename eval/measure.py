@@ -29,6 +29,7 @@ from eval.tasks import QUESTION, TASKS, Task, blind, by_image, right
 from mmlm import zoo
 from mmlm.data import Rows, Sample, open_data
 from mmlm.data.rows import SampleError
+from mmlm.data.told import tell
 from mmlm.marked import Marked
 from mmlm.model import MultimodalLM
 from mmlm.prefix import Prefixes
@@ -38,7 +39,6 @@ from vision.features import FeatureCache
 from vision.files import whole_file, write_json
 from vision.images import ImageError, Lazy, identity
 
-FEW = 5  # samples that are left out, told one by one
 PACKAGES = ("mmlm-adapter", "torch", "transformers")
 Keys = tuple[str, ...]
 
@@ -105,7 +105,7 @@ def measure(config: EvalConfig, folder: Path, *, resume: bool = False, overwrite
     asking, more = prepare(model, cache, samples)
     broken += more
     if state.is_main_process:
-        tell(config.data, len(asking.samples), broken)
+        tell(config.data, len(asking.samples), broken, SCORES)
     if not asking.samples:
         raise ValueError(f"{config.data}: not one sample can be asked; the first: {broken[0]}")
     settings = {
@@ -308,12 +308,3 @@ def predictions(samples: Sequence[Sample], said: dict[str, list[str]], scores: S
 def key(way: str, what: str = "said") -> str:
     """What an answer, or its scores, are called in predictions.jsonl."""
     return what if way == "true" else f"{what}_{way}"
-
-
-def tell(name: str, count: int, broken: Sequence[str]) -> None:
-    """Says how many samples there are, and of those left out how many, and the first few."""
-    print(f"{name}: {count:,} samples" + f", {len(broken):,} left out:" * bool(broken), file=sys.stderr)
-    for one in broken[:FEW]:
-        print(f"  {one}", file=sys.stderr)
-    if len(broken) > FEW:
-        print(f"  and {len(broken) - FEW:,} more, which scores.json names", file=sys.stderr)

@@ -1,7 +1,6 @@
 """A run of `mmlm finetune`: data and model as the settings say, trained, scored and saved."""
 
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,11 +21,12 @@ from finetune.survey import Survey, keep, kept, survey
 from finetune.tensor_parallel import check_parted, parted
 from mmlm import zoo
 from mmlm.data import Rows, open_data
+from mmlm.data.told import tell
 from mmlm.model import MultimodalLM
 from mmlm.ranks import main_first, main_writes, meet
 from vision.features import FeatureCache
 
-FEW = 5  # rows that are left out, told one by one
+WHERE = "`mmlm data check`"  # all that is left out is named
 
 
 def finetune(config: RunConfig, folder: Path, *, resume: bool = False, overwrite: bool = False) -> bool:
@@ -135,7 +135,7 @@ def surveyed(config: RunConfig, model: MultimodalLM, data: Sequence[Rows], folde
                 "with --overwrite"
             )
         if PartialState().is_main_process:
-            say(rows.name, len(one.rows), one.broken)
+            tell(rows.name, len(one.rows), one.broken, WHERE)
     return found
 
 
@@ -149,14 +149,5 @@ def scorer(
     if not samples:
         raise ValueError(f"held_out: not one sample can be read; the first: {broken[0]}")
     if PartialState().is_main_process:
-        say("held out", len(samples), broken)
+        tell("held out", len(samples), broken, WHERE)
     return Scorer(model, cache, samples, config.score, folder)
-
-
-def say(name: str, count: int, broken: Sequence[str]) -> None:
-    """Tells how many samples there are, and of those left out how many, and the first few."""
-    print(f"{name}: {count:,} samples" + f", {len(broken):,} left out:" * bool(broken), file=sys.stderr)
-    for one in broken[:FEW]:
-        print(f"  {one}", file=sys.stderr)
-    if len(broken) > FEW:
-        print(f"  and {len(broken) - FEW:,} more, which `mmlm data check` names", file=sys.stderr)
