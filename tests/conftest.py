@@ -7,16 +7,19 @@ import setuptools  # noqa: F401  # before anything imports distutils, which it r
 os.environ.setdefault("GOMP_SPINCOUNT", "0")  # waiting OpenMP threads spin; it is read when torch is imported
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the hub
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
 from hypothesis import HealthCheck, settings
-from PIL import Image
+from PIL import Image, ImageDraw
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
+from torch._dynamo import reset
+from torch._dynamo.utils import counters
 from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerFast
 
 from mmlm.experts import use_padded_experts
@@ -27,6 +30,7 @@ torch.set_num_threads(2)
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 settings.load_profile("tests")
 
+COLORS, SHAPES = ("red", "green", "blue", "gold"), ("circle", "square", "bar")
 START, END, PAD = "<|start|>", "<|end|>", "<|pad|>"
 TEMPLATE = (
     "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
@@ -108,6 +112,64 @@ def make_model(
 def tiny_model(make_model: Callable[..., MultimodalLM]) -> MultimodalLM:
     """A fresh model of the small parts, gates shut."""
     return make_model()
+
+
+@pytest.fixture(scope="session")
+def saved_parts(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_decoder: Callable[..., MixtralForCausalLM],
+    tokenizer: PreTrainedTokenizerFast,
+) -> dict[str, str]:
+    """A small decoder with its tokenizer and a small backbone, as folders: arguments of from_parts."""
+    folder = tmp_path_factory.mktemp("parts")
+    tiny_decoder().save_pretrained(folder / "decoder")
+    tokenizer.save_pretrained(folder / "decoder")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = timm.create_model("test_efficientnet")
+    timm.models.save_for_hf(network, folder / "vision", model_config={"num_classes": 1000})
+    return {"decoder": str(folder / "decoder"), "vision": str(folder / "vision")}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache folder of a module's own, for runs and the processes that they start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MMLM_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+        yield
+
+
+@pytest.fixture(scope="session")
+def draw_shapes() -> Callable[[Path, int], list[tuple[Path, str, str]]]:
+    """Draws twelve shapes into a folder: draw_shapes(folder, wider) -> (path, color, shape) of each.
+
+    They are of three widths, `wider` pixels apart.
+    """
+
+    def draw_(folder: Path, wider: int) -> list[tuple[Path, str, str]]:
+        drawn = []
+        for number, (color, shape) in enumerate((color, shape) for color in COLORS for shape in SHAPES):
+            picture = Image.new("RGB", (96 + wider * (number % 3), 96), "white")
+            draw, box = ImageDraw.Draw(picture), (10, 40, 86, 56) if shape == "bar" else (20, 20, 76, 76)
+            (draw.ellipse if shape == "circle" else draw.rectangle)(box, fill=color)
+            picture.save(folder / f"{number:02}.png")
+            drawn.append((folder / f"{number:02}.png", color, shape))
+        return drawn
+
+    return draw_
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """What torch.compile has made and counted before is forgotten, before and after."""
+    reset()
+    counters.clear()
+    yield
+    reset()
+    counters.clear()
 
 
 @pytest.fixture(scope="session")

@@ -1,59 +1,29 @@
 """An adapter on disk that looks, and data about drawn shapes."""
 
 import json
-from pathlib import Path
 
 import pytest
-import timm
 import torch
-from PIL import Image, ImageDraw
 
 from mmlm import cli
 from mmlm.model import MultimodalLM
 
-ROOT = Path(__file__).parents[2]
-COLORS, SHAPES = ("red", "green", "blue", "gold"), ("circle", "square", "bar")
 
-
-@pytest.fixture(scope="session")
-def home(tmp_path_factory):
-    """A cache folder of its own, for runs and the processes that they start."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MMLM_HOME", str(tmp_path_factory.mktemp("home")))
-        patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setenv("PYTHONPATH", str(ROOT))
-        yield
-
-
-@pytest.fixture(scope="session")
-def adapter(home, tmp_path_factory, tiny_decoder, tokenizer, open_gates):
+@pytest.fixture(scope="module")
+def adapter(home, tmp_path_factory, saved_parts, open_gates):
     """A saved adapter of random weights, open gates and small parts."""
-    folder = tmp_path_factory.mktemp("parts")
-    tiny_decoder().save_pretrained(folder / "decoder")
-    tokenizer.save_pretrained(folder / "decoder")
+    folder = tmp_path_factory.mktemp("adapter")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = timm.create_model("test_efficientnet")
-    timm.models.save_for_hf(network, folder / "vision", model_config={"num_classes": 1000})
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        parts = {"decoder": str(folder / "decoder"), "vision": str(folder / "vision")}
-        model = MultimodalLM.from_parts(**parts, layers=[1, 3, 5])
+        model = MultimodalLM.from_parts(**saved_parts, layers=[1, 3, 5])
     open_gates(model, 1.5).save_pretrained(folder / "adapter")
     return folder / "adapter"
 
 
 @pytest.fixture(scope="session")
-def shapes(tmp_path_factory):
+def shapes(tmp_path_factory, draw_shapes):
     """A folder of twelve drawn shapes of several sizes, and what each shows: (path, color, shape)."""
-    folder, shown = tmp_path_factory.mktemp("shapes"), []
-    for number, (color, shape) in enumerate((color, shape) for color in COLORS for shape in SHAPES):
-        picture = Image.new("RGB", (96 + 300 * (number % 3), 96), "white")
-        draw, box = ImageDraw.Draw(picture), (10, 40, 86, 56) if shape == "bar" else (20, 20, 76, 76)
-        (draw.ellipse if shape == "circle" else draw.rectangle)(box, fill=color)
-        picture.save(folder / f"{number:02}.png")
-        shown.append((folder / f"{number:02}.png", color, shape))
-    return shown
+    return draw_shapes(tmp_path_factory.mktemp("shapes"), 300)
 
 
 @pytest.fixture(scope="session")
@@ -78,7 +48,7 @@ def captions(shapes):
     return path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def evaluate(home):
     """Runs `mmlm eval TASK ADAPTER DATA --out OUT WORDS...`, which is to end with a status."""
 
@@ -89,7 +59,7 @@ def evaluate(home):
     return run
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def finished(evaluate, adapter, questions, tmp_path_factory):
     """A run over the questions."""
     folder = tmp_path_factory.mktemp("runs") / "finished"
@@ -97,7 +67,7 @@ def finished(evaluate, adapter, questions, tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def answered(finished, shapes):
     """The questions, with what the adapter says as their answers: it looks."""
     path = shapes[0][0].parent / "answered.jsonl"

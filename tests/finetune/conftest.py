@@ -4,9 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-import timm
-import torch
-from PIL import Image, ImageDraw
 
 from finetune.batches import Batches
 from finetune.below import Below
@@ -19,7 +16,6 @@ from vision.pyramid import parse_tokens
 
 ROOT = Path(__file__).parents[2]
 
-COLORS, SHAPES = ("red", "green", "blue", "gold"), ("circle", "square", "bar")
 WORDS = ("red", "blue", "green", "cat", "dog", "two birds", "a", "no", "yes", "circle")
 
 
@@ -94,40 +90,18 @@ def collated():
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    """A cache folder of its own, for runs and the processes that they start."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MMLM_HOME", str(tmp_path_factory.mktemp("home")))
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setenv("PYTHONPATH", str(ROOT))
-        yield
-
-
-@pytest.fixture(scope="module")
-def parts(home, tmp_path_factory, tiny_decoder, tokenizer):
+def parts(home, saved_parts):
     """A small decoder and a small backbone, as folders, and the settings that name them."""
-    folder = tmp_path_factory.mktemp("parts")
-    tiny_decoder().save_pretrained(folder / "decoder")
-    tokenizer.save_pretrained(folder / "decoder")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        network = timm.create_model("test_efficientnet")
-    timm.models.save_for_hf(network, folder / "vision", model_config={"num_classes": 1000})
-    return {"decoder": str(folder / "decoder"), "vision": str(folder / "vision"), "start": 3, "every": 2}
+    return saved_parts | {"start": 3, "every": 2}
 
 
 @pytest.fixture(scope="module")
-def pairs(tmp_path_factory):
+def pairs(tmp_path_factory, draw_shapes):
     """A folder of twelve drawn shapes and their captions."""
     folder = tmp_path_factory.mktemp("data") / "pairs"
     folder.mkdir()
-    for number, (color, shape) in enumerate((color, shape) for color in COLORS for shape in SHAPES):
-        picture = Image.new("RGB", (96 + 32 * (number % 3), 96), "white")
-        draw, box = ImageDraw.Draw(picture), (10, 40, 86, 56) if shape == "bar" else (20, 20, 76, 76)
-        (draw.ellipse if shape == "circle" else draw.rectangle)(box, fill=color)
-        picture.save(folder / f"{number:02}.png")
-        (folder / f"{number:02}.txt").write_text(f"a {color} {shape}\n")
+    for path, color, shape in draw_shapes(folder, 32):
+        path.with_suffix(".txt").write_text(f"a {color} {shape}\n")
     return folder
 
 

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch._dynamo import reset
 from torch._dynamo.utils import counters
 
 from finetune.batches import Batches, Mixture
@@ -17,14 +16,7 @@ from finetune.folder import METRICS
 from finetune.loop import train
 from finetune.loss import learnt_loss
 
-
-@pytest.fixture(autouse=True)
-def fresh_compiler():
-    reset()
-    counters.clear()
-    yield
-    reset()
-    counters.clear()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 @pytest.fixture

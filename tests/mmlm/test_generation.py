@@ -9,7 +9,6 @@ import threading
 import pytest
 import torch
 from parts import media_of
-from torch._dynamo import reset
 from torch._dynamo.utils import counters
 from transformers import (
     CompileConfig,
@@ -401,15 +400,6 @@ def compiling(backend):
     config = CompileConfig(backend=backend, mode="default" if backend == "inductor" else None)
     config._compile_all_devices = True  # a CPU, too
     return {"cache_implementation": "static", "compile_config": config}
-
-
-@pytest.fixture
-def fresh_compiler():
-    reset()
-    counters.clear()
-    yield
-    reset()
-    counters.clear()
 
 
 @pytest.fixture
