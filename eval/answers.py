@@ -1,11 +1,9 @@
-"""Scores of answers beside the VQA accuracy of eval/vqa.py, and means by the kind of question."""
+"""Scores of answers beside the VQA accuracy of eval/vqa.py."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 
+from eval.paired import References, paired
 from eval.vqa import normalize_answer
-
-References = Sequence[Sequence[str] | str]
 
 _TOLERANCE = 0.05
 _THRESHOLD = 0.5
@@ -14,7 +12,7 @@ _THRESHOLD = 0.5
 def exact_each(answers: Sequence[str], references: References) -> list[float]:
     """1 for an answer whose normal form (`eval.vqa.normalize_answer`) is that of one of its references, 0 otherwise."""
     return [
-        float(normalize_answer(answer) in map(normalize_answer, group)) for answer, group in _pairs(answers, references)
+        float(normalize_answer(answer) in map(normalize_answer, group)) for answer, group in paired(answers, references)
     ]
 
 
@@ -26,7 +24,7 @@ def anls_each(answers: Sequence[str], references: References) -> list[float]:
     """
     return [
         max(_likeness(" ".join(answer.lower().split()), " ".join(ref.lower().split())) for ref in group)
-        for answer, group in _pairs(answers, references)
+        for answer, group in paired(answers, references)
     ]
 
 
@@ -38,26 +36,8 @@ def relaxed_each(answers: Sequence[str], references: References) -> list[float]:
     """
     return [
         float(any(_relaxed(answer.strip(), ref.strip()) for ref in group))
-        for answer, group in _pairs(answers, references)
+        for answer, group in paired(answers, references)
     ]
-
-
-def by_type(scores: Sequence[float], types: Sequence[str]) -> dict[str, tuple[float, int]]:
-    """The mean score and the number of samples of each type, the commonest type first."""
-    groups: defaultdict[str, list[float]] = defaultdict(list)
-    for score, kind in zip(scores, types, strict=True):
-        groups[kind].append(score)
-    ordered = sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))
-    return {kind: (sum(its) / len(its), len(its)) for kind, its in ordered}
-
-
-def _pairs(answers: Sequence[str], references: References) -> list[tuple[str, list[str]]]:
-    groups = [[group] if isinstance(group, str) else list(group) for group in references]
-    if len(answers) != len(groups):
-        raise ValueError(f"{len(answers)} answers but references for {len(groups)} questions; give one entry each")
-    if [] in groups:
-        raise ValueError(f"question {groups.index([])} has no references; give it one or leave the question out")
-    return list(zip(answers, groups, strict=True))
 
 
 def _likeness(left: str, right: str) -> float:

@@ -9,9 +9,10 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
+from eval.intervals import Measured, Statistic, rows_of
+from eval.paired import References, paired
 from eval.ptb import ptb_tokenize
 
-References = Sequence[Sequence[str] | str]
 Tokens = list[str]
 
 _ORDERS = 4  # n-grams of one to four words
@@ -54,13 +55,20 @@ def caption_scores_each(hypotheses: Sequence[str], references: References) -> di
     }
 
 
-def bleu_counts(hypotheses: Sequence[str], references: References) -> list[list[int]]:
-    """All that BLEU needs of each sample: both lengths, its n-grams (1..4), and those of them that are correct."""
-    return _bleu_counts(*_tokenize(hypotheses, references))
+def caption_metrics(hypotheses: Sequence[str], references: References) -> dict[str, Measured]:
+    """The scores of `caption_scores`, and `exact`, whose mean is `exact_match`: with what intervals take."""
+    hyps, refs = _tokenize(hypotheses, references)
+    counts = rows_of(_bleu_counts(hyps, refs))
+    return {
+        "cider": Measured.mean(_cider(hyps, refs)),
+        **{f"bleu{order}": Measured(counts, _bleu(f"bleu{order}")) for order in range(1, _ORDERS + 1)},
+        "rouge_l": Measured.mean([_rouge_l(hyp, ref) for hyp, ref in zip(hyps, refs, strict=True)]),
+        "exact": Measured.mean(_exact(hyps, refs)),
+    }
 
 
 def bleu_of(counts: Sequence[float]) -> dict[str, float]:
-    """`bleu1`..`bleu4` of a corpus from its sums of `bleu_counts`."""
+    """`bleu1`..`bleu4` of a corpus: from the sums of both lengths, the n-grams (1..4), and those that are correct."""
     (hyp_length, ref_length), guessed, correct = counts[:2], counts[2 : 2 + _ORDERS], counts[2 + _ORDERS :]
     # the original's guards against dividing by zero; they also make 0 of 0 four-grams 1e-6 and not 0
     tiny, small = 1e-15, 1e-9
@@ -81,18 +89,12 @@ def cider_each(hypotheses: Sequence[str], references: References) -> list[float]
 def exact_match(hypotheses: Sequence[str], references: References) -> float:
     """Share of hypotheses (0..1) that are, token by token and not empty, one of their references."""
     hyps, refs = _tokenize(hypotheses, references)
-    return sum(bool(hyp) and hyp in ref for hyp, ref in zip(hyps, refs, strict=True)) / len(hyps)
+    return sum(_exact(hyps, refs)) / len(hyps)
 
 
 def _tokenize(hypotheses: Sequence[str], references: References) -> tuple[list[Tokens], list[list[Tokens]]]:
-    hypotheses, groups = list(hypotheses), [[group] if isinstance(group, str) else list(group) for group in references]
-    if len(hypotheses) != len(groups):
-        raise ValueError(f"{len(hypotheses)} hypotheses but references for {len(groups)} samples; give one entry each")
-    if not hypotheses:
-        raise ValueError("no captions to score; give at least one hypothesis with its references")
-    if [] in groups:
-        raise ValueError(f"sample {groups.index([])} has no references; give it one or leave the sample out")
-    return [ptb_tokenize(hyp) for hyp in hypotheses], [[ptb_tokenize(ref) for ref in group] for group in groups]
+    pairs = paired(hypotheses, references)
+    return [ptb_tokenize(hyp) for hyp, _ in pairs], [[ptb_tokenize(ref) for ref in group] for _, group in pairs]
 
 
 def _ngrams(tokens: Tokens) -> list[Counter[tuple[str, ...]]]:
@@ -148,6 +150,14 @@ def _bleu_counts(hypotheses: list[Tokens], references: list[list[Tokens]]) -> li
             correct.append((counts & most).total())
         rows.append([length, closest, *(counts.total() for counts in hyp), *correct])
     return rows
+
+
+def _bleu(name: str) -> Statistic:
+    return lambda sums: bleu_of(sums.tolist())[name]
+
+
+def _exact(hypotheses: list[Tokens], references: list[list[Tokens]]) -> list[float]:
+    return [float(bool(hyp) and hyp in ref) for hyp, ref in zip(hypotheses, references, strict=True)]
 
 
 def _rouge_l(hypothesis: Tokens, references: list[Tokens]) -> float:

@@ -2,16 +2,19 @@
 
 Hessel et al. 2021, "CLIPScore: A Reference-free Evaluation Metric for Image Captioning" (arXiv:2104.08718). Published
 numbers are those of "open_clip:ViT-B-32/openai"; another model's are on another scale.
+
+n captions, w numbers of an embedding.
 """
 
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 from PIL import Image
 from torch import Tensor
 
-References = Sequence[Sequence[str] | str]
+from eval.paired import References, paired
+from vision.images import Lazy, open_image, opened
 
 PROMPT = "A photo depicts "
 _WEIGHT = 2.5
@@ -29,29 +32,40 @@ class Embedder(Protocol):
 
 
 def clip_score_each(
-    clip: Embedder, images: Sequence[Image.Image], captions: Sequence[str], references: References | None = None
+    clip: Embedder, images: Sequence[Lazy], captions: Sequence[str], references: References | None = None
 ) -> dict[str, list[float]]:
     """`clip_score` of each caption (0..2.5), and with references its `ref_clip_score`.
 
     CLIPScore is 2.5 * max(cos(caption, image), 0). RefCLIPScore is the harmonic mean of that and the best
     max(cos(caption, reference), 0). Raises ValueError for unequally long lists and a sample without references.
     """
-    groups = [[group] if isinstance(group, str) else list(group) for group in references or []]
-    if len(images) != len(captions) or (references is not None and len(groups) != len(captions)):
-        raise ValueError(f"{len(captions)} captions, {len(images)} images, references for {len(groups)}; give as many")
-    if [] in groups:
-        raise ValueError(f"sample {groups.index([])} has no references; give it one or leave the sample out")
-    names = ["clip_score"] if references is None else ["clip_score", "ref_clip_score"]
-    scores: dict[str, list[float]] = {name: [] for name in names}
-    for start in range(0, len(captions), _BATCH):
-        part = slice(start, start + _BATCH)
-        said = clip.read([PROMPT + caption for caption in captions[part]])
-        seen = clip.see([clip.pixels(image) for image in images[part]])
-        fits = (_WEIGHT * (said * seen).sum(-1).clamp(min=0)).tolist()
-        scores["clip_score"] += fits
-        if references is not None:
-            meant: Iterator[Tensor] = iter(clip.read([PROMPT + ref for group in groups[part] for ref in group]))
-            for fit, text, group in zip(fits, said, groups[part], strict=True):
-                best = max(0.0, *((text @ ref).item() for ref in islice(meant, len(group))))
-                scores["ref_clip_score"].append(2 * fit * best / (fit + best) if fit and best else 0.0)
-    return scores
+    if len(images) != len(captions):
+        raise ValueError(f"{len(captions)} captions, {len(images)} images; give as many")
+    return clip_scores(clip, see(clip, images), captions, references)
+
+
+def see(clip: Embedder, images: Sequence[Lazy]) -> Tensor:
+    """The images' embeddings [n, w]."""
+    starts = range(0, len(images), _BATCH)
+    shown = ([clip.pixels(open_image(opened(image))) for image in images[start : start + _BATCH]] for start in starts)
+    return torch.cat([clip.see(pixels) for pixels in shown])
+
+
+def clip_scores(
+    clip: Embedder, seen: Tensor, captions: Sequence[str], references: References | None = None
+) -> dict[str, list[float]]:
+    """As `clip_score_each`, of images whose embeddings [n, w] are known."""
+    said = read(clip, [PROMPT + caption for caption in captions])
+    fits = (_WEIGHT * (said * seen).sum(-1).clamp(min=0)).tolist()
+    if references is None:
+        return {"clip_score": fits}
+    groups = [group for _, group in paired(captions, references)]
+    meant = read(clip, [PROMPT + ref for group in groups for ref in group]).split(list(map(len, groups)))
+    near = [max(0.0, (its @ text).max().item()) for its, text in zip(meant, said, strict=True)]
+    both = [2 * fit * best / (fit + best) if fit and best else 0.0 for fit, best in zip(fits, near, strict=True)]
+    return {"clip_score": fits, "ref_clip_score": both}
+
+
+def read(clip: Embedder, texts: Sequence[str]) -> Tensor:
+    """The texts' embeddings [n, w]."""
+    return torch.cat([clip.read(texts[start : start + _BATCH]) for start in range(0, len(texts), _BATCH)])

@@ -26,14 +26,18 @@ def evaluate(parser: ArgumentParser) -> None:
 def caption(parser: ArgumentParser) -> None:
     """Caption every image of a data set, with CIDEr, BLEU and ROUGE-L; also with shuffled images, and with none.
 
-    Captions of the same image are its references.
+    Captions of the same image are its references. METEOR and SPICE are scored where pycocoevalcap and Java are.
     """
     _add_run(parser, "caption", "what asks for a caption (as the adapter was trained)")
+    parser.add_argument(
+        "--clip", metavar="NAME", help="score by CLIPScore, too: open_clip:MODEL/TAG, TAG may be a path"
+    )
 
 
 def vqa(parser: ArgumentParser) -> None:
     """Answer every question of a data set, with the official accuracy; also with shuffled images, and with none."""
     _add_run(parser, "vqa", "what stands around a question, as '{question} Answer briefly.' ('{question}')")
+    parser.set_defaults(clip=None)
 
 
 def _add_run(parser: ArgumentParser, task: str, prompt: str) -> None:

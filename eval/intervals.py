@@ -7,6 +7,8 @@ Tests for Machine Translation Evaluation"), which is much sharper than looking w
 A score is told by what it needs of each sample (a row) and by how it follows from the rows' sum: a mean from the
 samples' scores, BLEU from counts. CIDEr is the mean of its samples' scores: how rare a word is stays as it is in the
 whole corpus, since that is what weighs words, not what is measured.
+
+n samples, k numbers of each.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,13 +17,33 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from eval.captions import References, bleu_counts, bleu_of, caption_scores_each
-
 Numbers = NDArray[np.float64]
 Statistic = Callable[[Numbers], float]
+"""The sum [k] of samples' rows -> the score of these samples."""
 
 DRAWS = 1000
 _LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A score of samples, told by what follows from each."""
+
+    rows: Numbers
+    """[n, k]"""
+    of: Statistic
+    each: list[float] | None = None
+    """The samples' own scores, of a score that is their mean."""
+
+    @classmethod
+    def mean(cls, scores: Sequence[float]) -> "Measured":
+        """The mean of samples' scores."""
+        n = len(scores)
+        return cls(rows_of(scores), lambda sums: float(sums[0]) / n, list(scores))
+
+    @property
+    def value(self) -> float:
+        return self.of(self.rows.sum(0))
 
 
 @dataclass(frozen=True)
@@ -37,93 +59,40 @@ class Interval:
         return f"{self.score:.3f} [{self.low:.3f}, {self.high:.3f}] (n={self.n})"
 
 
-def interval(rows: ArrayLike, statistic: Statistic, *, draws: int = DRAWS, seed: int = 0) -> Interval:
-    """The interval of `statistic`, which is given the sum over samples of `rows` [n, k] and makes a score of it.
+def interval(its: Measured, *, draws: int = DRAWS, seed: int = 0) -> Interval:
+    """The interval of a score; the same seed gives the same draws."""
+    return Interval(its.value, *ends([its.of(sums) for sums in drawn(its.rows, draws, seed)]), len(its.rows))
 
-    The same seed gives the same draws. Raises ValueError where there is no sample.
+
+def difference(left: Measured, right: Measured, *, draws: int = DRAWS, seed: int = 0) -> Interval:
+    """The interval of how much more `right` scores than `left`, of the same samples in order.
+
+    An interval without 0 says that they differ. Raises ValueError if they are not of as many samples.
     """
-    table = _table(rows)
-    sums = _draw([table], draws, seed)[0]
-    return _percentiles(statistic(table.sum(0)), [statistic(row) for row in sums], len(table))
+    if len(left.rows) != len(right.rows):
+        raise ValueError(f"{len(left.rows)} samples beside {len(right.rows)}; compare runs over the same samples")
+    width = left.rows.shape[1]
+    sums = drawn(np.concatenate([left.rows, right.rows], 1), draws, seed)
+    gains = [right.of(both[width:]) - left.of(both[:width]) for both in sums]
+    return Interval(right.value - left.value, *ends(gains), len(left.rows))
 
 
-def difference(
-    left: ArrayLike, right: ArrayLike, statistic: Statistic, *, draws: int = DRAWS, seed: int = 0
-) -> Interval:
-    """The interval of how much more `right` scores than `left`: rows [n, k] of two runs, of the same samples in order.
-
-    An interval without 0 says that the runs differ. Raises ValueError where there is no sample or not as many.
-    """
-    tables = [_table(left), _table(right)]
-    if len(tables[0]) != len(tables[1]):
-        raise ValueError(f"{len(tables[0])} samples beside {len(tables[1])}; compare runs over the same samples")
-    sums = _draw(tables, draws, seed)
-    gains = [statistic(after) - statistic(before) for before, after in zip(*sums, strict=True)]
-    return _percentiles(statistic(tables[1].sum(0)) - statistic(tables[0].sum(0)), gains, len(tables[0]))
-
-
-def mean_interval(scores: Sequence[float], *, draws: int = DRAWS, seed: int = 0) -> Interval:
-    """The interval of a mean of samples' scores."""
-    return interval(scores, _mean(len(scores)), draws=draws, seed=seed)
-
-
-def mean_difference(left: Sequence[float], right: Sequence[float], *, draws: int = DRAWS, seed: int = 0) -> Interval:
-    """The interval of how much more `right` scores in the mean than `left`: scores of the same samples in order."""
-    return difference(left, right, _mean(len(left)), draws=draws, seed=seed)
-
-
-def caption_intervals(
-    hypotheses: Sequence[str], references: References, *, draws: int = DRAWS, seed: int = 0
-) -> dict[str, Interval]:
-    """The interval of each of `eval.captions.caption_scores`."""
-    rows = _caption_rows(hypotheses, references)
-    return {name: interval(table, score, draws=draws, seed=seed) for name, (table, score) in rows.items()}
-
-
-def caption_differences(
-    left: Sequence[str], right: Sequence[str], references: References, *, draws: int = DRAWS, seed: int = 0
-) -> dict[str, Interval]:
-    """The interval of how much more the captions `right` score than `left`, for each of `caption_scores`."""
-    before, after = _caption_rows(left, references), _caption_rows(right, references)
-    return {
-        name: difference(table, after[name][0], score, draws=draws, seed=seed)
-        for name, (table, score) in before.items()
-    }
-
-
-def _caption_rows(hypotheses: Sequence[str], references: References) -> dict[str, tuple[ArrayLike, Statistic]]:
-    each, mean = caption_scores_each(hypotheses, references), _mean(len(hypotheses))
-    counts = bleu_counts(hypotheses, references)
-    bleu = {name: (counts, _bleu(name)) for name in bleu_of(counts[0])}
-    return {"cider": (each["cider"], mean), **bleu, "rouge_l": (each["rouge_l"], mean)}
-
-
-def _bleu(name: str) -> Statistic:
-    return lambda sums: bleu_of(sums.tolist())[name]
-
-
-def _mean(n: int) -> Statistic:
-    return lambda sums: float(sums[0]) / n
-
-
-def _table(rows: ArrayLike) -> Numbers:
+def rows_of(rows: ArrayLike) -> Numbers:
+    """Samples' numbers as [n, k]. Raises ValueError where there is no sample."""
     table = np.asarray(rows, dtype=np.float64)
     if not len(table):
         raise ValueError("no scores to draw from; give at least one sample")
     return table.reshape(len(table), -1)
 
 
-def _draw(tables: list[Numbers], draws: int, seed: int) -> list[list[Numbers]]:
-    """The sums of each table's rows over the same draws."""
-    random, n = np.random.default_rng(seed), len(tables[0])
-    sums: list[list[Numbers]] = [[] for _ in tables]
-    for _ in range(draws):
-        times = np.bincount(random.integers(n, size=n), minlength=n)
-        for its, table in zip(sums, tables, strict=True):
-            its.append(times @ table)
-    return sums
+def drawn(rows: Numbers, draws: int = DRAWS, seed: int = 0) -> Numbers:
+    """The sum of the rows [n, k] that each draw has: [draws, k]."""
+    random, n = np.random.default_rng(seed), len(rows)
+    times = (np.bincount(random.integers(n, size=n), minlength=n) for _ in range(draws))
+    return np.stack([its @ rows for its in times])
 
 
-def _percentiles(score: float, drawn: list[float], n: int) -> Interval:
-    low, high = np.quantile(drawn, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
-    return Interval(score, float(low), float(high), n)
+def ends(scores: Sequence[float] | Numbers) -> tuple[float, float]:
+    """The ends of an interval, from the scores of draws."""
+    low, high = np.quantile(scores, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
+    return float(low), float(high)

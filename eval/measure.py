@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from eval import parts
 from eval.answering import Answer, Together, answerer
+from eval.metrics import OWN, Metrics, metrics_for
 from eval.page import write_page
 from eval.parts import Batch, Part
 from eval.run import batches, shuffle
@@ -108,6 +109,7 @@ def measure(config: EvalConfig, folder: Path, *, resume: bool = False, overwrite
         if mine:
             check_folder(folder, resume=resume, overwrite=overwrite)
     model = MultimodalLM.from_pretrained(config.model).to(state.device)
+    metrics = metrics_for(task, config.clip)
     prompt = config.prompt or (model.config.caption_prompt if task.name == "caption" else QUESTION)
     task.check_prompt(prompt)
     cache = FeatureCache(model.vision, zoo.home() / "features")
@@ -121,7 +123,7 @@ def measure(config: EvalConfig, folder: Path, *, resume: bool = False, overwrite
     settings = {
         **{name: getattr(config, name) for name in ("task", "data", "split", "subset", "limit", "seed")},
         "prompt": prompt,
-        **{name: getattr(config, name) for name in ("max_new_tokens", "batch")},
+        **{name: getattr(config, name) for name in ("max_new_tokens", "batch", "clip")},
         "weights": model.config.weights,
         "frozen": model.config.fingerprint,
         "eyes": cache.folder.name,
@@ -137,7 +139,7 @@ def measure(config: EvalConfig, folder: Path, *, resume: bool = False, overwrite
     found: dict[str, Any] = {}
     with main_writes() as mine:
         if mine:
-            found = finish(config, task, asking, plan, folder, {"model": config.model, **settings}, broken)
+            found = finish(config, task, metrics, asking, plan, folder, {"model": config.model, **settings}, broken)
     return found
 
 
@@ -257,7 +259,8 @@ def ask(
             answers = reply(asking.together(way, rows, config.seed))
             part.add((way, rows), answers)
             said = [one["said"] for one in answers]
-            so_far[way] += task.each[task.running](said, [right(asking.samples[row]) for row in rows])
+            now = task.metrics(said, [right(asking.samples[row]) for row in rows])[task.running]
+            so_far[way] += now.each or []
             means = [f"{way} {sum(its) / len(its):.3f}" for way, its in so_far.items() if its]
             bar.set_postfix_str(f"{task.running}: {', '.join(means)}")
     part.close()
@@ -267,6 +270,7 @@ def ask(
 def finish(
     config: EvalConfig,
     task: Task,
+    metrics: Metrics,
     asking: Asking,
     plan: Sequence[Batch],
     folder: Path,
@@ -280,7 +284,7 @@ def finish(
         found[way] |= zip(rows, done[way, rows], strict=True)
     answers = {way: [its[row] for row in asking.firsts(way)] for way, its in found.items()}
     said = {way: [its["said"] for its in answers[way]] for way in WAYS}
-    scores = score(task, said, [right(sample) for sample in asking.samples], [its.kind for its in asking.samples])
+    scores = score(metrics, said, asking.samples)
     with whole_file(folder / PREDICTIONS) as draft:
         lines = (json.dumps(line, ensure_ascii=False) for line in predictions(asking.samples, answers, scores))
         draft.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
@@ -291,7 +295,7 @@ def finish(
         "scores": scores.table,
         "kinds": scores.kinds,
         "broken": list(broken),
-        "metrics": "mmlm's own, in Python",
+        "metrics": dict.fromkeys(scores.table, OWN) | dict(metrics.how),
         "settings": settings,
         "versions": {"python": sys.version.partition(" ")[0]} | {name: version(name) for name in PACKAGES},
     }

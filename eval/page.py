@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from eval.metrics import OWN
 from eval.report import Card, page, section, table
 from eval.scores import WAYS, Said, Scores
 from mmlm.data import Sample
@@ -25,11 +26,13 @@ def write_page(
     """
     settings, main = report["settings"], scores.each["true"][report["main"]]
     told = [(name, str(settings[name])) for name in ("model", "data", "prompt", "limit", "seed", "max_new_tokens")]
-    told += [("metrics", report["metrics"]), ("left out", str(len(report["broken"])))]
+    told += [(f"{name} by", how) for name, how in report["metrics"].items() if how != OWN]
+    told += [("all other scores by", OWN), ("samples left out", str(len(report["broken"])))]
     told += [(name, str(settings[name])) for name in ("weights", "device", "dtype")] + list(report["versions"].items())
     body = table(rows_of(report["scores"]), HEAD)
     if report["kinds"]:
-        body += table(rows_of(report["kinds"]), (report["main"], *HEAD[1:5]))
+        by_kind = {kind: its[report["main"]] for kind, its in report["kinds"].items()}
+        body += table(rows_of(by_kind), (report["main"], *HEAD[1:]))
     ranked = sorted(range(len(samples)), key=lambda row: (-main[row], row))
     best, worst = ranked[:MANY], ranked[MANY:][: -MANY - 1 : -1]
     others = sorted(ranked[MANY:-MANY])
@@ -57,16 +60,15 @@ def rows_of(scores: Mapping[str, Any]) -> list[tuple[str, ...]]:
             name or "(none)",
             f"{its['n']:,}",
             *(cell(its[way]) for way in WAYS),
-            *(cell(one, "+") for one in its.get("gained", {}).values()),
+            *(cell(one, "+") for one in its["gained"].values()),
         )
         for name, its in scores.items()
     ]
 
 
 def cell(its: Mapping[str, float], sign: str = "") -> str:
-    """A score with its interval, if it has one."""
-    known = f"{its['value']:{sign}.3f}"
-    return f"{known} ({its['low']:{sign}.3f} to {its['high']:{sign}.3f})" if "low" in its else known
+    """A score with its interval."""
+    return f"{its['value']:{sign}.3f} ({its['low']:{sign}.3f} to {its['high']:{sign}.3f})"
 
 
 def summary(report: Mapping[str, Any]) -> str:

@@ -4,8 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eval.intervals import mean_interval
-from eval.tasks import References, Task
+import numpy as np
+
+from eval.intervals import Measured, Numbers, drawn, ends
+from eval.metrics import Metric, Metrics
+from mmlm.data import Sample
 
 WAYS = ("true", "shuffled", "blind")
 """How each sample is asked: with its images, with those of another sample, with none."""
@@ -13,56 +16,64 @@ WAYS = ("true", "shuffled", "blind")
 Said = Mapping[str, Sequence[str]]
 """Of each way, what is said to each sample."""
 
+Table = dict[str, Any]
+"""Of each score: `n`, the score of each way, and how much the first has `gained` over each of the others, on the same
+draws of samples; all as `value`, with the ends `low` and `high` of its 95% interval."""
+
 
 @dataclass(frozen=True)
 class Scores:
     """What a run's answers are worth."""
 
-    table: dict[str, Any]
-    """Of each score: `n`; `value` by way, with `low` and `high` where it is a mean; how much is `gained` by the right
-    images over each of the other ways, sample by sample."""
+    table: Table
     each: dict[str, dict[str, list[float]]]
     """Of each way and score that is a mean, each sample's own."""
-    kinds: dict[str, Any]
-    """The task's main score of each kind of samples, if there are several."""
+    kinds: dict[str, Table]
+    """The task's scores of each kind of samples by itself, if there are several."""
 
 
-def score(task: Task, said: Said, references: References, kinds: Sequence[str]) -> Scores:
-    """Scores of a run.
+def score(metrics: Metrics, said: Said, samples: Sequence[Sample]) -> Scores:
+    """Scores of a run; `said`, to each of the samples."""
+    found = {way: measured([metrics.task, *metrics.more], said[way], samples) for way in WAYS}
+    each = {way: {name: one.each for name, one in its.items() if one.each is not None} for way, its in found.items()}
+    kinds = {}
+    for kind in sorted({sample.kind for sample in samples}):
+        places = [place for place, sample in enumerate(samples) if sample.kind == kind]
+        its = [samples[place] for place in places]
+        part = {way: measured([metrics.task], [said[way][place] for place in places], its) for way in WAYS}
+        kinds[kind] = tabled(part)
+    return Scores(tabled(found), each, kinds if len(kinds) > 1 else {})
 
-    Args:
-        references, kinds: of each sample.
-    """
-    each = {way: {name: metric(said[way], references) for name, metric in task.each.items()} for way in WAYS}
-    table: dict[str, Any] = {
+
+def measured(metrics: Sequence[Metric], said: Sequence[str], samples: Sequence[Sample]) -> dict[str, Measured]:
+    """All scores of what is said, by name."""
+    return {name: one for metric in metrics for name, one in metric(said, samples).items()}
+
+
+def tabled(found: Mapping[str, Mapping[str, Measured]]) -> Table:
+    """Scores by way and name, beside each other."""
+    first, *others = found
+    flat = {(way, name): one for way, its in found.items() for name, one in its.items()}
+    stops = np.cumsum([one.rows.shape[1] for one in flat.values()])
+    sums = np.split(drawn(np.concatenate([one.rows for one in flat.values()], 1)), stops[:-1], 1)
+    scores = {key: np.array(list(map(one.of, its))) for (key, one), its in zip(flat.items(), sums, strict=True)}
+    return {
         name: {
-            "n": len(references),
-            **{way: estimate(each[way][name]) for way in WAYS},
-            "gained": {way: estimate(differences(each["true"][name], each[way][name])) for way in WAYS[1:]},
+            "n": len(one.rows),
+            **{way: noted(found[way][name].value, scores[way, name]) for way in found},
+            "gained": {
+                way: noted(one.value - found[way][name].value, scores[first, name] - scores[way, name])
+                for way in others
+            },
         }
-        for name in task.each
+        for name, one in found[first].items()
     }
-    whole = {way: task.whole(said[way], references) for way in WAYS}
-    table |= {
-        name: {"n": len(references), **{way: {"value": whole[way][name]} for way in WAYS}} for name in whole["true"]
-    }
-    places = {kind: [i for i, its in enumerate(kinds) if its == kind] for kind in sorted(set(kinds))}
-    parts = {
-        kind: {"n": len(its), **{way: estimate([each[way][task.main][i] for i in its]) for way in WAYS}}
-        for kind, its in places.items()
-    }
-    return Scores(table, each, parts if len(parts) > 1 else {})
 
 
-def estimate(values: Sequence[float]) -> dict[str, float]:
-    """The mean of the samples' scores, and its 95% interval."""
-    found = mean_interval(values)
-    return {"value": found.score, "low": found.low, "high": found.high}
-
-
-def differences(left: Sequence[float], right: Sequence[float]) -> list[float]:
-    """How much more the samples score on the left, one by one."""
-    return [one - other for one, other in zip(left, right, strict=True)]
+def noted(value: float, draws: Numbers) -> dict[str, float]:
+    """A score with its interval, from those of draws."""
+    low, high = ends(draws)
+    return {"value": value, "low": low, "high": high}
 
 
 def ungrounded(report: Mapping[str, Any]) -> str:

@@ -41,6 +41,8 @@ class EvalConfig:
     """Of an answer, at the most."""
     batch: int = 96
     """Samples that are asked together."""
+    clip: str | None = None
+    """The model of CLIPScore, as "open_clip:ViT-B-32/openai"; None: captions get no such score."""
 
     @property
     def folder(self) -> Path:

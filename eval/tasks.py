@@ -1,17 +1,18 @@
 """What a model is measured at: how each sample is asked, and which scores its answers get."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from eval.captions import caption_scores, cider_each, exact_match
+from eval.answers import anls_each, exact_each, relaxed_each
+from eval.captions import caption_metrics
+from eval.intervals import Measured
+from eval.paired import References
 from eval.vqa import accuracy_each
 from mmlm.data import Sample, Turn
 from mmlm.names import MARK
 from vision.images import identity
 
 QUESTION = "{question}"  # in a prompt, where the sample's own stands
-References = Sequence[Sequence[str]]
-Each = Callable[[Sequence[str], References], list[float]]
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,9 @@ class Task:
     main: str
     """The score that samples are ranked by, and that is to fall without the right image."""
     running: str
-    """The one that progress shows: of each sample by itself."""
-    each: Mapping[str, Each]
-    """Scores that are means of the samples', all of 0 to 1 but CIDEr."""
-    whole: Callable[[Sequence[str], References], dict[str, float]]
-    """Scores of all samples together."""
+    """The one that progress shows: a mean of the samples', each by itself."""
+    metrics: Callable[[Sequence[str], References], dict[str, Measured]]
+    """All of them, of 0 to 1 but CIDEr."""
 
     def check_prompt(self, prompt: str) -> None:
         """ValueError for a template that asks nothing, or the same of every sample that has a question of its own."""
@@ -73,25 +72,16 @@ def right(sample: Sample) -> tuple[str, ...]:
     return sample.references or (sample.answer,)
 
 
-def exact_each(said: Sequence[str], references: References) -> list[float]:
-    """1 for each answer that is one of its references, token by token, else 0."""
-    return [exact_match([one], [list(dict.fromkeys(its))]) for one, its in zip(said, references, strict=True)]
-
-
-def rouge_each(said: Sequence[str], references: References) -> list[float]:
-    """ROUGE-L of each caption."""
-    return [caption_scores([one], [its])["rouge_l"] for one, its in zip(said, references, strict=True)]
-
-
-def bleu(said: Sequence[str], references: References) -> dict[str, float]:
-    """BLEU-1 to 4 of all captions."""
-    return {name: score for name, score in caption_scores(said, references).items() if name.startswith("bleu")}
+def answer_metrics(said: Sequence[str], references: References) -> dict[str, Measured]:
+    """The scores of answers: the official accuracy, exact matches, ANLS and relaxed accuracy."""
+    scores = {"accuracy": accuracy_each, "exact": exact_each, "anls": anls_each, "relaxed": relaxed_each}
+    return {name: Measured.mean(each(said, references)) for name, each in scores.items()}
 
 
 TASKS = {
     task.name: task
     for task in (
-        Task("caption", "cider", "rouge_l", {"cider": cider_each, "rouge_l": rouge_each, "exact": exact_each}, bleu),
-        Task("vqa", "accuracy", "accuracy", {"accuracy": accuracy_each, "exact": exact_each}, lambda *_: {}),
+        Task("caption", "cider", "rouge_l", caption_metrics),
+        Task("vqa", "accuracy", "accuracy", answer_metrics),
     )
 }

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eval.intervals import Measured
 from eval.page import aligned, cell
 from eval.report import Card, page, section, table
-from eval.scores import differences, estimate
+from eval.scores import tabled
 from eval.settings import PREDICTIONS, SCORES
+from eval.tasks import TASKS
 from mmlm.data import Sample
 from mmlm.names import MARK
 from vision.files import whole_file
@@ -66,7 +68,7 @@ class Versus:
     left: Run
     right: Run
     rows: list[tuple[str, ...]]
-    """Cells of a table, as `HEAD` says: a difference, paired, has its interval."""
+    """Cells of a table, as `HEAD` says: the difference is paired."""
     better: list[int]
     """Samples that the task's main score gives more in B, those it gives the most first."""
     worse: list[int]
@@ -83,17 +85,24 @@ class Versus:
 def compare(left: Run, right: Run) -> Versus:
     """Sees what one run gains over another of the same samples. ValueError if they are not."""
     check_same(left, right)
-    rows: list[tuple[str, ...]] = []
-    for name, its in left.report["scores"].items():
-        other = right.report["scores"][name]
-        gained = ""
-        if name in left.lines[0]["scores"]:
-            gained = cell(estimate(differences(right.scores(name), left.scores(name))), "+")
-        rows.append((name, f"{its['n']:,}", cell(its["true"]), cell(other["true"]), gained))
-    gains = differences(right.scores(left.report["main"]), left.scores(left.report["main"]))
+    (first, second), main = (measured(run) for run in (left, right)), left.report["main"]
+    shared = [name for name in left.report["scores"] if name in first and name in second]
+    table = tabled({"B": {name: second[name] for name in shared}, "A": {name: first[name] for name in shared}})
+    rows: list[tuple[str, ...]] = [
+        (name, f"{its['n']:,}", cell(its["A"]), cell(its["B"]), cell(its["gained"]["A"], "+"))
+        for name, its in table.items()
+    ]
+    gains = [after - before for before, after in zip(left.scores(main), right.scores(main), strict=True)]
     order = sorted(range(len(gains)), key=lambda row: (-abs(gains[row]), row))
     flips = ([row for row in order if gains[row] > 0], [row for row in order if gains[row] < 0])
     return Versus(left, right, rows, *flips)
+
+
+def measured(run: Run) -> dict[str, Measured]:
+    """A run's scores as they follow from its samples: those of each that it noted, and those of its task."""
+    metrics = TASKS[run.report["task"]].metrics
+    noted = {name: Measured.mean(run.scores(name)) for name in run.lines[0]["scores"]}
+    return metrics([line["said"] for line in run.lines], [line["references"] for line in run.lines]) | noted
 
 
 def summary(found: Versus) -> str:

@@ -8,7 +8,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
-References = Sequence[Sequence[str] | str]
+from eval.paired import References, paired
 
 _ARTICLES = frozenset(["a", "an", "the"])
 _COUNTING = "zero one two three four five six seven eight nine ten"
@@ -61,14 +61,7 @@ def accuracy_each(answers: Sequence[str], references: References) -> list[float]
 
     Raises ValueError for empty or unequally long lists and for a question without references.
     """
-    groups = [[group] if isinstance(group, str) else list(group) for group in references]
-    if len(answers) != len(groups):
-        raise ValueError(f"{len(answers)} answers but references for {len(groups)} questions; give one entry each")
-    if not groups:
-        raise ValueError("no answers to score; give at least one with its references")
-    if [] in groups:
-        raise ValueError(f"question {groups.index([])} has no references; give it one or leave the question out")
-    return [_accuracy(answer, group) for answer, group in zip(answers, groups, strict=True)]
+    return [_accuracy(answer, group) for answer, group in paired(answers, references)]
 
 
 def vqa_accuracy(answers: Sequence[str], references: References) -> float:

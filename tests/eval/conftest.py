@@ -2,6 +2,7 @@
 
 import json
 
+import open_clip
 import pytest
 import torch
 
@@ -18,6 +19,20 @@ def adapter(home, tmp_path_factory, saved_parts, open_gates):
         model = MultimodalLM.from_parts(**saved_parts, layers=[1, 3, 5])
     open_gates(model, 1.5).save_pretrained(folder / "adapter")
     return folder / "adapter"
+
+
+@pytest.fixture(scope="session")
+def nano_clip(tmp_path_factory):
+    """The name of a small open_clip model of random weights."""
+    folder = tmp_path_factory.mktemp("clip")
+    text = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 1, "layers": 1}
+    sizes = {"image_size": 32, "patch_size": 16, "width": 16, "layers": 1, "head_width": 16}
+    (folder / "nano-clip.json").write_text(json.dumps({"embed_dim": 16, "vision_cfg": sizes, "text_cfg": text}))
+    open_clip.add_model_config(folder / "nano-clip.json")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        torch.save(open_clip.create_model("nano-clip").state_dict(), folder / "nano.pt")
+    return f"open_clip:nano-clip/{folder / 'nano.pt'}"
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.answers import anls_each, by_type, exact_each, relaxed_each
+from eval.answers import anls_each, exact_each, relaxed_each
 
 texts = st.text(alphabet="ab 1.", max_size=8)
 SCORES = [exact_each, anls_each, relaxed_each]
@@ -63,12 +63,7 @@ def test_a_reference_itself_is_right_and_all_scores_lie_between_0_and_1(score, l
 
 @pytest.mark.parametrize("score", SCORES)
 def test_bad_input_is_named(score):
-    with pytest.raises(ValueError, match="2 answers but references for 1 questions"):
+    with pytest.raises(ValueError, match="2 texts but references for 1 samples"):
         score(["a", "b"], ["a"])
-    with pytest.raises(ValueError, match="question 1 has no references"):
+    with pytest.raises(ValueError, match="sample 1 has no references"):
         score(["a", "b"], ["a", []])
-
-
-def test_means_by_type_begin_with_the_commonest():
-    means = by_type([1, 0, 0.5, 1], ["what", "how", "what", "is"])
-    assert list(means.items()) == [("what", (0.75, 2)), ("how", (0, 1)), ("is", (1, 1))]

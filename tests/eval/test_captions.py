@@ -205,8 +205,8 @@ def test_exact_match_sees_past_case_and_punctuation():
 @pytest.mark.parametrize(
     ("hypotheses", "references", "message"),
     [
-        (["a", "b"], [["a"]], "2 hypotheses but references for 1 samples"),
-        ([], [], "no captions to score"),
+        (["a", "b"], [["a"]], "2 texts but references for 1 samples"),
+        ([], [], "nothing to score"),
         (["a", "b"], [["a"], []], "sample 1 has no references"),
     ],
 )

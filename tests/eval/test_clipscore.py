@@ -1,6 +1,3 @@
-import json
-
-import open_clip
 import pytest
 import torch
 from hypothesis import given
@@ -59,14 +56,8 @@ def test_batches_do_not_show():
         assert scores == pytest.approx([one[name][0] for one in alone], abs=1e-5)
 
 
-def test_the_clip_that_prunes_data_scores_captions(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    text = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 1, "layers": 1}
-    sizes = {"image_size": 32, "patch_size": 16, "width": 16, "layers": 1, "head_width": 16}
-    (tmp_path / "nano-clip.json").write_text(json.dumps({"embed_dim": 16, "vision_cfg": sizes, "text_cfg": text}))
-    open_clip.add_model_config(tmp_path / "nano-clip.json")
-    torch.save(open_clip.create_model("nano-clip").state_dict(), "nano.pt")
-    clip = Clip("open_clip:nano-clip/nano.pt")
+def test_the_clip_that_prunes_data_scores_captions(nano_clip):
+    clip = Clip(nano_clip)
     images = pictures((0, 0), (250, 9))
     scores = clip_score_each(clip, images, ["a cat", "a dog"], ["a cat", "a bird"])
     cosines = clip.scores([[clip.pixels(image)] for image in images], [f"{PROMPT}a cat", f"{PROMPT}a dog"])

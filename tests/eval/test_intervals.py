@@ -5,15 +5,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.captions import caption_scores
-from eval.intervals import (
-    caption_differences,
-    caption_intervals,
-    difference,
-    interval,
-    mean_difference,
-    mean_interval,
-)
+from eval.captions import caption_metrics, caption_scores
+from eval.intervals import Measured, difference, interval, rows_of
+
+
+def mean_interval(scores, **how):
+    return interval(Measured.mean(scores), **how)
+
+
+def mean_difference(left, right, **how):
+    return difference(Measured.mean(left), Measured.mean(right), **how)
+
 
 scores = st.lists(st.floats(0, 1), min_size=1, max_size=20)
 CAPTIONS = ["a cat on a mat", "two dogs run", "a man rides a red bicycle", "the boy eats", "a bus", "three birds fly"]
@@ -70,21 +72,23 @@ def test_to_swap_the_runs_turns_the_interval_round(left, data):
 
 
 def test_a_ratio_of_sums_is_not_a_mean_of_ratios():
-    found = interval([(1, 1), (1, 9)], lambda sums: sums[0] / sums[1])
+    found = interval(Measured(rows_of([(1, 1), (1, 9)]), lambda sums: sums[0] / sums[1]))
     assert (found.score, found.low, found.high) == (0.2, pytest.approx(1 / 9), 1)
 
 
 def test_caption_intervals_are_about_the_corpus_scores():
-    found, corpus = caption_intervals(CAPTIONS, REFERENCES, draws=100), caption_scores(CAPTIONS, REFERENCES)
+    its, corpus = caption_metrics(CAPTIONS, REFERENCES), caption_scores(CAPTIONS, REFERENCES)
+    found = {name: interval(its[name], draws=100) for name in corpus}
     assert {name: one.score for name, one in found.items()} == pytest.approx(corpus)
     assert all(one.low < one.score < one.high and one.n == 6 for one in found.values())
 
 
 def test_captions_that_are_references_score_more():
     better = [group[0] for group in REFERENCES]
-    found = caption_differences(CAPTIONS, better, REFERENCES, draws=100)
+    before, after = (caption_metrics(its, REFERENCES) for its in (CAPTIONS, better))
+    found = {name: difference(before[name], after[name], draws=100) for name in before}
     left, right = caption_scores(CAPTIONS, REFERENCES), caption_scores(better, REFERENCES)
-    assert {name: one.score for name, one in found.items()} == pytest.approx({n: right[n] - left[n] for n in left})
+    assert {name: found[name].score for name in left} == pytest.approx({n: right[n] - left[n] for n in left})
     assert all(one.low > 0 for one in found.values())
 
 
@@ -96,4 +100,4 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match="no scores to draw from"):
         mean_interval([])
     with pytest.raises(ValueError, match="2 samples beside 1"):
-        difference([1, 2], [1], lambda sums: sums[0])
+        mean_difference([1, 2], [1])

@@ -2,15 +2,22 @@
 
 import pytest
 
+from eval.captions import caption_scores
+from eval.metrics import Metrics
 from eval.scores import score, ungrounded
-from eval.tasks import TASKS
+from eval.tasks import TASKS, right
 from eval.vqa import vqa_accuracy
+from mmlm.data import Sample
 
 RIGHT = [["red"] * 10, ["blue"] * 10, ["two"] * 10, ["no"] * 10] * 10
 
 
 def report(task, said, kinds=("",) * 40):
-    found = score(TASKS[task], said, RIGHT, kinds)
+    samples = [
+        Sample.pair(f"{n}", (), "?", its[0], its, kind) for n, (its, kind) in enumerate(zip(RIGHT, kinds, strict=True))
+    ]
+    own = Metrics(lambda said, samples: TASKS[task].metrics(said, list(map(right, samples))), [], {})
+    found = score(own, said, samples)
     return {"main": TASKS[task].main, "scores": found.table, "kinds": found.kinds}
 
 
@@ -43,13 +50,23 @@ def test_a_model_that_does_not_look_is_found_out(shuffled, blind, why):
 def test_kinds_are_scored_by_themselves():
     said = dict.fromkeys(("true", "shuffled", "blind"), answers(20))
     kinds = report("vqa", said, ["a"] * 20 + ["b"] * 20)["kinds"]
-    assert {kind: (its["n"], its["true"]["value"]) for kind, its in kinds.items()} == {"a": (20, 1), "b": (20, 0)}
+    found = {kind: (its["accuracy"]["n"], its["accuracy"]["true"]["value"]) for kind, its in kinds.items()}
+    assert found == {"a": (20, 1), "b": (20, 0)}
     assert report("vqa", said)["kinds"] == {}
 
 
 def test_captions_have_scores_of_each_and_of_all():
     said = {"true": answers(30), "shuffled": answers(5), "blind": answers(0)}
     table = report("caption", said)["scores"]
-    assert list(table) == ["cider", "rouge_l", "exact", "bleu1", "bleu2", "bleu3", "bleu4"]
+    assert list(table) == ["cider", "bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "exact"]
     assert table["exact"]["true"]["value"] == table["rouge_l"]["true"]["value"] == 0.75
     assert table["bleu1"]["true"]["value"] == pytest.approx(0.75) and table["bleu1"]["n"] == 40
+    gained = table["bleu1"]["gained"]["blind"]
+    assert 0.5 < gained["low"] < gained["value"] < gained["high"] < 1
+
+
+def test_captions_of_a_kind_are_a_corpus_of_their_own():
+    """As NoCaps scores its domains."""
+    said = dict.fromkeys(("true", "shuffled", "blind"), answers(30))
+    kinds = report("caption", said, ["a"] * 20 + ["b"] * 20)["kinds"]
+    assert kinds["b"]["cider"]["true"]["value"] == pytest.approx(caption_scores(answers(30)[20:], RIGHT[20:])["cider"])

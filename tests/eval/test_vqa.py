@@ -105,9 +105,9 @@ def test_accuracy_is_a_mean_of_points_between_0_and_1(samples):
 @pytest.mark.parametrize(
     ("answers", "references", "message"),
     [
-        (["a", "b"], ["a"], "2 answers but references for 1 questions"),
-        ([], [], "no answers to score"),
-        (["a", "b"], ["a", []], "question 1 has no references"),
+        (["a", "b"], ["a"], "2 texts but references for 1 samples"),
+        ([], [], "nothing to score"),
+        (["a", "b"], ["a", []], "sample 1 has no references"),
     ],
 )
 def test_bad_input_is_named(score, answers, references, message):
