@@ -24,7 +24,7 @@ from eval.answering import Answer, Together, answerer
 from eval.metrics import OWN, Metrics, metrics_for
 from eval.page import write_page
 from eval.parts import Batch, Part
-from eval.run import batches, shuffle
+from eval.run import alike, batches, shuffle
 from eval.scores import WAYS, Scores, score
 from eval.settings import PREDICTIONS, REPORT, SCORES, EvalConfig, check_folder, start
 from eval.tasks import QUESTION, TASKS, Task, blind, by_image, right
@@ -57,22 +57,14 @@ class Asking:
         """Who is asked together. Of those that are asked the very same only the first is."""
         ways = []
         for way in WAYS:
-            rows = list(dict.fromkeys(self.firsts(way)))
-            its = batches(
-                cache,
-                [self.samples[row].kind for row in rows],
-                [self.keys[way][row] for row in rows],
-                [self.texts[way][row] for row in rows],
-                size,
-            )
-            ways.append([(way, tuple(rows[place] for place in batch)) for batch in its])
+            rows, kinds = list(dict.fromkeys(self.firsts(way))), [sample.kind for sample in self.samples]
+            its = batches(cache, rows, kinds, self.keys[way], self.texts[way], size)
+            ways.append([(way, tuple(batch)) for batch in its])
         return [batch for group in zip_longest(*ways) for batch in group if batch]
 
     def firsts(self, way: str) -> list[int]:
         """For each sample the first that is asked the same."""
-        first: dict[tuple[object, ...], int] = {}
-        each = enumerate(zip(self.keys[way], self.texts[way], strict=True))
-        return [first.setdefault((keys, tuple(text.ids), tuple(text.index)), row) for row, (keys, text) in each]
+        return alike(self.keys[way], self.texts[way])
 
     def together(self, way: str, rows: Sequence[int], seed: int) -> Together:
         """A batch, as it is asked; what is drawn for it follows from the seed and from what it is of."""

@@ -28,6 +28,11 @@ class Metrics:
     """Of each of `more`, by what it is computed, or "left out: ..." and why; of others `OWN`."""
 
 
+def own(task: Task) -> Metric:
+    """The scores that a task has wherever it runs."""
+    return lambda said, samples: task.metrics(said, list(map(right, samples)))
+
+
 def metrics_for(task: Task, clip: str | None = None) -> Metrics:
     """The scores of a task here: those of captions with METEOR and SPICE, where they can be had.
 
@@ -36,9 +41,6 @@ def metrics_for(task: Task, clip: str | None = None) -> Metrics:
 
     ValueError for one that cannot be loaded.
     """
-
-    def own(said: Sequence[str], samples: Sequence[Sample]) -> dict[str, Measured]:
-        return task.metrics(said, list(map(right, samples)))
 
     def java(said: Sequence[str], samples: Sequence[Sample]) -> dict[str, Measured]:
         return java_metrics(said, list(map(right, samples)))
@@ -52,7 +54,7 @@ def metrics_for(task: Task, clip: str | None = None) -> Metrics:
 
         more.append(ClipScore(Clip(clip)))
         how |= dict.fromkeys(("clip_score", "ref_clip_score"), clip)
-    return Metrics(own, more, how)
+    return Metrics(own(task), more, how)
 
 
 class ClipScore:

@@ -2,12 +2,12 @@
 
 import random
 from collections.abc import Hashable, Sequence
-from functools import partial
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 from transformers import BatchFeature
 
+from eval.tasks import blind
 from mmlm.marked import Marked
 from mmlm.model import MultimodalLM
 from mmlm.prefix import Prefixes
@@ -20,7 +20,7 @@ Shown = TypeVar("Shown", bound=tuple[Hashable, ...])
 BATCH = 96  # at 2 of 4 experts each, 48 rows an expert: few pass the 64 that they are padded to
 
 
-def true_and_shuffled(
+def in_three_ways(
     model: MultimodalLM,
     cache: FeatureCache,
     samples: Sequence[Sample],
@@ -28,13 +28,23 @@ def true_and_shuffled(
     *,
     max_new_tokens: int = 32,
     say: str = "evaluating",
-) -> tuple[list[str], list[str]]:
-    """What the model says to each sample with its own images, and with another's; arguments as in `predict`."""
+) -> dict[str, list[str]]:
+    """What the model says to each sample with its own images, "true", with another's, "shuffled", with none, "blind".
+
+    Arguments as in `predict`.
+    """
     prefixes = Prefixes(model.decoder)
     written = read_images(model, cache, samples, f"{say}: text")
-    given: dict[str, Any] = {"keys": keys, "written": written, "prefixes": prefixes, "max_new_tokens": max_new_tokens}
-    ask = partial(predict, model, cache, samples, **given)
-    return ask(say=say), ask(shuffled=True, say=f"{say}, images shuffled")
+    none: list[tuple[str, ...]] = [()] * len(samples)
+    how: dict[str, Any] = {"prefixes": prefixes, "max_new_tokens": max_new_tokens}
+    seen = how | {"keys": keys, "written": written}
+    return {
+        "true": predict(model, cache, samples, say=say, **seen),
+        "shuffled": predict(model, cache, samples, shuffled=True, say=f"{say}, images shuffled", **seen),
+        "blind": predict(
+            model, cache, list(map(blind, samples)), keys=none, written=none, say=f"{say}, no image", **how
+        ),
+    }
 
 
 def predict(
@@ -67,20 +77,32 @@ def predict(
         keys = shuffle(keys)
     texts = [asked(model, sample, written=found[shown]) for sample, shown in zip(samples, keys, strict=True)]
     prefixes = prefixes or Prefixes(model.decoder)
-    answers = [""] * len(samples)
-    for rows in tqdm(batches(cache, [sample.kind for sample in samples], keys, texts, BATCH), desc=say, unit="batch"):
+    firsts, kinds = alike(keys, texts), [sample.kind for sample in samples]
+    answers: dict[int, str] = {}
+    for rows in tqdm(batches(cache, list(dict.fromkeys(firsts)), kinds, keys, texts, BATCH), desc=say, unit="batch"):
         said = answer(model, cache, [keys[i] for i in rows], [texts[i] for i in rows], prefixes, max_new_tokens)
-        for i, text in zip(rows, said, strict=True):
-            answers[i] = text
-    return answers
+        answers |= zip(rows, said, strict=True)
+    return [answers[first] for first in firsts]
+
+
+def alike(keys: Sequence[tuple[str, ...]], texts: Sequence[Marked]) -> list[int]:
+    """For each sample the first that is asked the very same."""
+    first: dict[tuple[object, ...], int] = {}
+    each = enumerate(zip(keys, texts, strict=True))
+    return [first.setdefault((its, tuple(text.ids), tuple(text.index)), row) for row, (its, text) in each]
 
 
 def batches(
-    cache: FeatureCache, kinds: Sequence[str], keys: Sequence[tuple[str, ...]], texts: Sequence[Marked], size: int
+    cache: FeatureCache,
+    rows: Sequence[int],
+    kinds: Sequence[str],
+    keys: Sequence[tuple[str, ...]],
+    texts: Sequence[Marked],
+    size: int,
 ) -> list[list[int]]:
-    """Which samples are asked together, at most `size`: of one kind, with as much to look at and to read."""
+    """Which of the samples `rows` are asked together, at most `size`: of one kind, with as much to look at and read."""
     # like with like: media cost most, and a batch goes on until its longest answer ends
-    order = sorted(range(len(texts)), key=lambda i: (kinds[i], sum(map(cache.size, keys[i])), len(texts[i].ids)))
+    order = sorted(rows, key=lambda i: (kinds[i], sum(map(cache.size, keys[i])), len(texts[i].ids)))
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 

