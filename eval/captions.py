@@ -56,11 +56,12 @@ def caption_scores_each(hypotheses: Sequence[str], references: References) -> di
 
 
 def caption_metrics(hypotheses: Sequence[str], references: References) -> dict[str, Measured]:
-    """The scores of `caption_scores`, and `exact`, whose mean is `exact_match`: with what intervals take."""
+    """The scores of `caption_scores`, `cider_plain` (see `caption_scores_each`) and `exact`, with what intervals take."""
     hyps, refs = _tokenize(hypotheses, references)
     counts = rows_of(_bleu_counts(hyps, refs))
     return {
         "cider": Measured.mean(_cider(hyps, refs)),
+        "cider_plain": Measured.mean(_cider(hyps, refs, plain=True)),
         **{f"bleu{order}": Measured(counts, _bleu(f"bleu{order}")) for order in range(1, _ORDERS + 1)},
         "rouge_l": Measured.mean([_rouge_l(hyp, ref) for hyp, ref in zip(hyps, refs, strict=True)]),
         "exact": Measured.mean(_exact(hyps, refs)),

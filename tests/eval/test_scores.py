@@ -58,7 +58,7 @@ def test_kinds_are_scored_by_themselves():
 def test_captions_have_scores_of_each_and_of_all():
     said = {"true": answers(30), "shuffled": answers(5), "blind": answers(0)}
     table = report("caption", said)["scores"]
-    assert list(table) == ["cider", "bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "exact"]
+    assert list(table) == ["cider", "cider_plain", "bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "exact"]
     assert table["exact"]["true"]["value"] == table["rouge_l"]["true"]["value"] == 0.75
     assert table["bleu1"]["true"]["value"] == pytest.approx(0.75) and table["bleu1"]["n"] == 40
     gained = table["bleu1"]["gained"]["blind"]
