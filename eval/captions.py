@@ -56,7 +56,7 @@ def caption_scores_each(hypotheses: Sequence[str], references: References) -> di
 
 
 def caption_metrics(hypotheses: Sequence[str], references: References) -> dict[str, Measured]:
-    """The scores of `caption_scores`, `cider_plain` (see `caption_scores_each`) and `exact`, with what intervals take."""
+    """The scores of `caption_scores`, `cider_plain` (see `caption_scores_each`) and `exact`, with their samples."""
     hyps, refs = _tokenize(hypotheses, references)
     counts = rows_of(_bleu_counts(hyps, refs))
     return {
