@@ -36,14 +36,15 @@ def caption(parser: ArgumentParser) -> None:
 
 def vqa(parser: ArgumentParser) -> None:
     """Answer every question of a data set, with the official accuracy; also with shuffled images, and with none."""
-    _add_run(parser, "vqa", "what stands around a question, as '{question} Answer briefly.' ('{question}')")
+    usual = "('{question}'; of data by name what is usual)"
+    _add_run(parser, "vqa", f"what stands around a question, as '{{question}} Answer briefly.' {usual}")
     parser.set_defaults(clip=None)
 
 
 def _add_run(parser: ArgumentParser, task: str, prompt: str) -> None:
     parser.add_argument("model", metavar="MODEL", help="saved adapter: folder or hub id")
     parser.add_argument("data", metavar="DATA", help=SOURCE)
-    parser.add_argument("--split", metavar="NAME", help="of DATA")
+    parser.add_argument("--split", metavar="NAME", help="of DATA (of data by name the one that is usually scored)")
     add_source(parser, prompt)
     parser.add_argument("--limit", type=count, default=0, metavar="N", help="samples, drawn by --seed (all)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn (0)")

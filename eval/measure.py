@@ -29,7 +29,7 @@ from eval.scores import WAYS, Scores, score
 from eval.settings import PREDICTIONS, REPORT, SCORES, EvalConfig, check_folder, start
 from eval.tasks import QUESTION, TASKS, Task, blind, by_image, right
 from mmlm import zoo
-from mmlm.data import Rows, Sample, open_data
+from mmlm.data import Sample
 from mmlm.data.rows import SampleError
 from mmlm.data.told import tell
 from mmlm.marked import Marked
@@ -137,20 +137,7 @@ def measure(config: EvalConfig, folder: Path, *, resume: bool = False, overwrite
 
 def read_samples(config: EvalConfig, task: Task, prompt: str, model: MultimodalLM) -> tuple[list[Sample], list[str]]:
     """The samples as they are asked, in the data's order; and why others are not among them."""
-
-    def open_() -> Rows:
-        return open_data(
-            config.data,
-            split=config.split,
-            format=config.format,
-            images=config.images,
-            annotations=config.annotations,
-            subset=config.subset,
-            prompt=model.config.caption_prompt,
-            urls=config.urls,
-        )
-
-    rows = main_first(open_)
+    rows = main_first(lambda: config.open(config.data, model.config.caption_prompt))
     captions = task.name == "caption"
     samples, broken = list[Sample](), list[str]()
     # an image's captions may be in any rows

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eval.benchmarks import benchmark
+from mmlm.data.source import Source
 from mmlm.names import RUNS
 from vision.files import write_json
 
@@ -15,22 +17,16 @@ SETTINGS, PARTS = "settings.json", "parts"
 PREDICTIONS, SCORES, REPORT = "predictions.jsonl", "scores.json", "report.html"
 
 
-@dataclass(frozen=True)
-class EvalConfig:
-    """One run of `mmlm eval`."""
+@dataclass
+class EvalConfig(Source):
+    """One run of `mmlm eval`. ValueError for data by a name that another task measures."""
 
     task: str
     """ "caption" or "vqa"."""
     model: str
     """Saved adapter: folder or hub id."""
     data: str
-    """As `open_data` takes it, and the same of the next six."""
-    split: str | None = None
-    format: str | None = None
-    images: str | None = None
-    annotations: str | None = None
-    subset: str | None = None
-    urls: bool = False
+    """As `open_data` takes it. Of data by name, what is not said of split and prompt is what is usual."""
     prompt: str | None = None
     """What asks; None: for captions the adapter's own `caption_prompt`, for questions "{question}"."""
     limit: int = 0
@@ -44,10 +40,16 @@ class EvalConfig:
     clip: str | None = None
     """The model of CLIPScore, as "open_clip:ViT-B-32/openai"; None: captions get no such score."""
 
+    def __post_init__(self) -> None:
+        if known := benchmark(self.data, self.task):
+            self.split = known[1].split if self.split is None else self.split
+            self.prompt = known[1].prompt if self.prompt is None else self.prompt
+
     @property
     def folder(self) -> Path:
         """Where the run is kept unless its user says otherwise."""
-        data = Path(self.data).name.partition(".")[0]
+        known = benchmark(self.data, self.task)
+        data = known[0] if known else Path(self.data).name.partition(".")[0]
         words = (self.task, Path(self.model).name, data, self.subset, self.split)
         return Path(RUNS, "eval", "-".join(re.sub(r"[^\w-]+", "", word) for word in words if word))
 

@@ -190,9 +190,9 @@ def convert(value: Any, kind: type, name: str) -> Any:
 
 
 def one_config(kind: Any, value: Any, name: str) -> Any:
-    """A config of a list of them: a mapping of its fields, or the value of its first one."""
+    """A config of a list of them: a mapping of its fields, or the value of its first one that needs no name."""
     if not isinstance(value, Mapping):
-        value = {fields(kind)[0].name: value}
+        value = {next(entry.name for entry in fields(kind) if not entry.kw_only): value}
     return resolve(kind(), value, f"{name}.")
 
 

@@ -3,11 +3,12 @@
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from finetune.redraw import Redrawn, source
 from finetune.scenes import Scene, test_scenes, train_scenes
+from mmlm.data import open_data
 from mmlm.samples import Sample
-from mmlm.zoo import EXTRA
 from vision.images import Lazy
 
 EASY_VQA_CREDIT = "easy-VQA (MIT), Victor Zhou, github.com/vzhou842/easy-VQA"
@@ -18,17 +19,8 @@ def easy_vqa(split: str, images: int | None = None) -> list[Sample]:
 
     ImportError, with the mend, if the package is missing.
     """
-    try:
-        import easy_vqa as package
-    except ImportError as error:
-        raise ImportError(f"easy-VQA {EXTRA}") from error
-    questions = {"train": package.get_train_questions, "test": package.get_test_questions}[split]()
-    paths = {"train": package.get_train_image_paths, "test": package.get_test_image_paths}[split]()
-    return [
-        Sample.pair(f"easy-vqa-{split}-{n}", (paths[image],), question, answer, (answer,), kind_of(answer))
-        for n, (question, answer, image) in enumerate(zip(*questions, strict=True))
-        if images is None or image < images
-    ]
+    rows: Sequence[Sample] = open_data("easy-vqa:", split=split)
+    return [sample for sample in rows if images is None or int(Path(str(sample.images[0])).stem) < images]
 
 
 def redrawn(samples: Sequence[Sample], share: float, seed: int = 0) -> list[Sample]:
@@ -53,13 +45,6 @@ def named(samples: Sequence[Sample], question: str) -> list[Sample]:
         Sample.pair(f"easy-vqa-caption-{n}", its, question, caption, (caption,), "caption")
         for n, (its, caption) in enumerate(captions.items())
     ]
-
-
-def kind_of(answer: str) -> str:
-    """The answer type of an easy-VQA question."""
-    if answer in ("yes", "no"):
-        return "yes/no"
-    return "shape" if answer in ("circle", "rectangle", "triangle") else "color"
 
 
 def scenes(split: str, count: int, question: str, seed: int = 0) -> list[Sample]:

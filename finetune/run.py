@@ -20,7 +20,7 @@ from finetune.shard import place
 from finetune.survey import Survey, keep, kept, survey
 from finetune.tensor_parallel import check_parted, parted
 from mmlm import zoo
-from mmlm.data import Rows, open_data
+from mmlm.data import Rows
 from mmlm.data.told import tell
 from mmlm.model import MultimodalLM
 from mmlm.ranks import main_first, main_writes, meet
@@ -109,12 +109,7 @@ def build(config: ModelConfig) -> MultimodalLM:
 
 def opened(data: Sequence[DataConfig], model: MultimodalLM) -> list[Rows]:
     """Data sets, whose captions are asked for as the model asks. The main process fetches and indexes them first."""
-
-    def open_one(one: DataConfig) -> Rows:
-        said = {name: value for name, value in asdict(one).items() if name not in ("path", "weight")}
-        return open_data(one.path, prompt=model.config.caption_prompt, **said)
-
-    return main_first(lambda: list(map(open_one, data)))
+    return main_first(lambda: [one.open(one.path, model.config.caption_prompt) for one in data])
 
 
 def surveyed(config: RunConfig, model: MultimodalLM, data: Sequence[Rows], folder: Path, resume: bool) -> list[Survey]:

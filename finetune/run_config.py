@@ -6,6 +6,7 @@ from typing import Any
 
 from finetune.config import TrainConfig, check_resumable, one_of, within
 from finetune.folder import check_folder
+from mmlm.data.source import Source
 from mmlm.launched import check_teams, sharded, zero_stage
 from mmlm.names import DECODER, VISION
 
@@ -13,25 +14,13 @@ KEEPS_WHOLE = ("device_map", "quantization_config")  # decoder_kwargs that know 
 
 
 @dataclass
-class DataConfig:
+class DataConfig(Source):
     """One data set."""
 
     path: str = ""
-    """File, folder, URL or hub id, as `mmlm.data.open_data` takes it."""
+    """File, folder, URL, hub id or name, as `mmlm.data.open_data` takes it."""
     weight: float | None = within("(0, inf)", None)
     """Its share of the steps, beside other data sets; None: as it has images."""
-    split: str | None = None
-    """Of a data set that has several."""
-    format: str | None = None
-    """Where looking at it does not tell: "jsonl", "tars", ..."""
-    images: str | None = None
-    """Folder that relative paths of images are relative to, where it is not the file's own."""
-    annotations: str | None = None
-    """Of VQAv2's questions, where they are not beside them."""
-    subset: str | None = None
-    """Of a data set of the hub that has several."""
-    urls: bool = False
-    """May images be fetched whose URLs are in rows?"""
 
 
 @dataclass

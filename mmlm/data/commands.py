@@ -1,10 +1,11 @@
 """The command line's verb for data. Nothing heavy is imported before it runs."""
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-SOURCE = "a folder, file, tars, URL, or a data set's id on the hub"
+SOURCE = "a folder, file, tars, URL, a data set's id on the hub, or its name and folder, as vqav2:/data/vqa"
 
 
 def data(parser: ArgumentParser) -> None:
@@ -114,16 +115,8 @@ def _splits(args: Namespace) -> list[str | None]:
 
 def _open(args: Namespace, source: str, split: str | None) -> Any:
     """The data set, of the type `Rows`, which would import numpy."""
-    from mmlm.data.open import open_data
+    from mmlm.data.source import Source
     from mmlm.names import CAPTION_PROMPT
 
-    return open_data(
-        source,
-        split=split,
-        format=args.format,
-        images=args.images,
-        annotations=args.annotations,
-        subset=args.subset,
-        prompt=CAPTION_PROMPT if args.prompt is None else args.prompt,
-        urls=args.urls,
-    )
+    said = {entry.name: getattr(args, entry.name) for entry in fields(Source)} | {"split": split}
+    return Source(**said).open(source, CAPTION_PROMPT if args.prompt is None else args.prompt)

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from mmlm.data.fetch import fetch, is_url
 from mmlm.data.folder import find_pairs
 from mmlm.data.hub import SUFFIXES, is_saved
+from mmlm.data.named import SETS
 from mmlm.names import is_hub_id
 
 FORMATS = {
@@ -65,7 +66,10 @@ def look(source: str, format: str | None, split: str | None) -> Found:
     elif format is None and "/" in source and is_hub_id(source) and not Path(source).parent.exists():
         return Found("hub", [], [], split)
     else:
-        raise FileNotFoundError(f"{source}: no such file or folder; check the path, or say format='hub' (--format hub)")
+        named = f", or the name, of {', '.join(SETS)}" if ":" in source else ""
+        raise FileNotFoundError(
+            f"{source}: no such file or folder; check the path{named}, or say format='hub' (--format hub)"
+        )
     return files(source, paths, format, split)
 
 

@@ -8,6 +8,7 @@ from mmlm.data.folder import Pairs
 from mmlm.data.found import look
 from mmlm.data.hub import open_table
 from mmlm.data.lines import open_lines
+from mmlm.data.named import is_named, open_named
 from mmlm.data.row import RowReader
 from mmlm.data.rows import Rows
 from mmlm.data.shards import Shards
@@ -37,8 +38,9 @@ def open_data(
             * webdataset's tars, one or several: "data-{000..009}.tar", "data-*.tar", a folder of them;
             * what the library datasets reads: "owner/name" on the hub, a folder that save_to_disk wrote, parquet and
               arrow files, fields as in JSONL;
-            * a folder with one of these files in it; an http(s) URL of one, which is fetched into the cache folder.
-        split: of a data set of the hub; of a folder, what in it is named so.
+            * a folder with one of these files in it; an http(s) URL of one, which is fetched into the cache folder;
+            * "NAME:FOLDER": a data set of `mmlm.data.named`, its official files unpacked in a folder.
+        split: of a data set of the hub, or of one by name; of a folder, what in it is named so.
         format: a name of `mmlm.data.found.FORMATS`, where looking does not tell.
         images: folder that relative paths of images are relative to, where it is not the file's own (or COCO's).
         annotations: of VQAv2's questions, where they are not beside them.
@@ -52,8 +54,13 @@ def open_data(
     name = os.fspath(source)
     if images is not None and not Path(images).is_dir():
         raise FileNotFoundError(f"images={os.fspath(images)!r}: no such folder; check the path")
-    found = look(name, format, split)
     read_by = partial(RowReader, prompt=prompt, urls=urls)
+    if is_named(name):
+        for option, value in {"format": format, "annotations": annotations, "subset": subset}.items():
+            if value is not None:
+                raise ValueError(f"{name}: its files are known by its name; leave {option}= (--{option}) out")
+        return open_named(name, split, images, read_by)
+    found = look(name, format, split)
     match found.format:
         case "folder":
             rows: Rows = Pairs(name, found.paths[0], found.names, prompt)

@@ -21,14 +21,22 @@ class Coco(Rows):
     Args:
         path: of the json file.
         captions: (id, image, text) of each; values as they are there.
+        files: of the images, by their ids.
+        kinds: of the images that have one: nocaps' domains.
         reader: for where the images are, and what asks for a caption.
     """
 
     def __init__(
-        self, name: str, path: Path, captions: list[tuple[Any, Any, Any]], files: dict[Any, Any], reader: RowReader
+        self,
+        name: str,
+        path: Path,
+        captions: list[tuple[Any, Any, Any]],
+        files: dict[Any, Any],
+        kinds: dict[Any, str],
+        reader: RowReader,
     ) -> None:
         super().__init__(name, "coco")
-        self.path, self.captions, self.files, self.reader = path, captions, files, reader
+        self.path, self.captions, self.files, self.kinds, self.reader = path, captions, files, kinds, reader
         self.references: dict[Any, list[Any]] = {}
         for _, image, text in captions:
             self.references.setdefault(image, []).append(text)
@@ -46,18 +54,33 @@ class Coco(Rows):
         said = learnt(text, "caption")
         references = [one for one in self.references[image] if isinstance(one, str)]
         shown = self.reader.image(self.files[image], "file_name")
-        return Sample.pair(str(id), (shown,), self.reader.prompt, said, references, "caption")
+        kind = self.kinds.get(image, "caption")
+        return Sample.pair(str(id), (shown,), self.reader.prompt, said, references, kind)
 
 
 class Vqa(Rows):
-    """VQAv2's questions, each with the answer that most people gave; all answers are its references."""
+    """VQAv2's questions, each with the answer that most people gave; all answers are its references.
+
+    Args:
+        path: of the questions.
+        answers: annotations by question_id.
+        types: what question types are called, where the annotations say so, as OK-VQA's do.
+        folder, pattern: of the images: where they are, and their names by their ids.
+    """
 
     def __init__(
-        self, name: str, path: Path, questions: list[Any], answers: dict[Any, Any], pattern: str, folder: str
+        self,
+        name: str,
+        path: Path,
+        questions: list[Any],
+        answers: dict[Any, Any],
+        types: dict[str, str],
+        folder: str,
+        pattern: str,
     ) -> None:
         super().__init__(name, "vqa")
-        self.path, self.questions, self.answers = path, questions, answers
-        self.pattern, self.folder = pattern, folder
+        self.path, self.questions, self.answers, self.types = path, questions, answers, types
+        self.folder, self.pattern = folder, pattern
 
     def __len__(self) -> int:
         return len(self.questions)
@@ -75,9 +98,9 @@ class Vqa(Rows):
             raise ValueError("no annotation has its question_id; name the annotations that belong to these questions")
         answer, others = answers_of(found)
         shown = str(Path(self.folder, self.pattern.format(image)))
-        return Sample.pair(
-            str(row.get("question_id")), (shown,), question, answer, others, str(found.get("answer_type", ""))
-        )
+        type = str(found.get("question_type", ""))
+        kind = self.types.get(type, type) if self.types else found.get("answer_type", "")
+        return Sample.pair(str(row.get("question_id")), (shown,), question, answer, others, str(kind))
 
 
 def open_json(
@@ -136,12 +159,20 @@ def open_coco(
     read_by: Callable[[str], RowReader],
 ) -> Coco:
     """COCO's captions: {"images": [{"id", "file_name"}], "annotations": [{"id", "image_id", "caption"}]}."""
-    files = {one.get("id"): one.get("file_name") for one in objects(path, "images", parts["images"])}
+    files = (one.get("file_name") for one in objects(path, "images", parts["images"]))
+    first = [one for one in files if isinstance(one, str)][:1]
+    folder, _ = locate(path, first, path.stem.rpartition("_")[2], images)
+    return read_coco(name, path, parts, read_by(folder))
+
+
+def read_coco(name: str, path: Path, parts: dict[str, list[Any]], reader: RowReader) -> Coco:
+    """COCO's captions, of images whose folder is known. Images of nocaps have a "domain"."""
+    images = objects(path, "images", parts["images"])
+    files = {one.get("id"): one.get("file_name") for one in images}
+    kinds = {one.get("id"): one["domain"] for one in images if isinstance(one.get("domain"), str)}
     notes = objects(path, "annotations", parts["annotations"])
     captions = [(one.get("id", number), one.get("image_id"), one.get("caption")) for number, one in enumerate(notes)]
-    split = path.stem.rpartition("_")[2]
-    folder, _ = locate(path, [one for one in files.values() if isinstance(one, str)][:1], split, images)
-    return Coco(name, path, captions, files, read_by(folder))
+    return Coco(name, path, captions, files, kinds, reader)
 
 
 def open_vqa(
@@ -162,22 +193,29 @@ def open_vqa(
                 "annotations= (--annotations)"
             )
         annotations = beside
-    other = Path(annotations)
-    text = read_text(other)
-    try:
-        notes = json.loads(text.removeprefix(BOM))
-    except (ValueError, RecursionError) as error:
-        raise no_json(other, error) from error
-    if not isinstance(notes, dict) or not isinstance(notes.get("annotations"), list):
-        raise ValueError(f"{other}: no annotations of VQAv2; it takes {{'annotations': [...]}}")
-    answers = {one.get("question_id"): one for one in objects(other, "annotations", notes["annotations"])}
-    if questions and not any(one.get("question_id") in answers for one in questions):
-        raise ValueError(f"{other}: none of its annotations is of a question of {path}; name those of the same split")
+    answers, types = read_answers(Path(annotations), path, questions)
     split = str(whole.get("data_subtype", ""))
     first = next((one["image_id"] for one in questions if isinstance(one.get("image_id"), int)), 0)
     patterns = [f"COCO_{split}_{{:012d}}.jpg", "{:012d}.jpg", "{}.jpg", "{}.png"]
     folder, which = locate(path, [pattern.format(first) for pattern in patterns], split, images)
-    return Vqa(name, path, questions, answers, patterns[which], folder)
+    return Vqa(name, path, questions, answers, types, folder, patterns[which])
+
+
+def read_answers(
+    path: Path, asked: Path, questions: Sequence[dict[str, Any]]
+) -> tuple[dict[Any, dict[str, Any]], dict[str, str]]:
+    """VQAv2's annotations by question_id; and what they call question types, where they say.
+
+    ValueError for a file without them, or with those of other questions than the file `asked` has.
+    """
+    notes = read_json(path)
+    if not isinstance(notes, dict) or not isinstance(notes.get("annotations"), list):
+        raise ValueError(f"{path}: no annotations of VQAv2; it takes {{'annotations': [...]}}")
+    answers = {one.get("question_id"): one for one in objects(path, "annotations", notes["annotations"])}
+    if questions and not any(one.get("question_id") in answers for one in questions):
+        raise ValueError(f"{path}: none of its annotations is of a question of {asked}; name those of the same split")
+    types = notes.get("question_types")
+    return answers, types if isinstance(types, dict) else {}
 
 
 def locate(path: Path, names: Sequence[str], split: str, images: str | os.PathLike[str] | None) -> tuple[str, int]:
@@ -213,6 +251,15 @@ def objects(path: Path, field: str, values: list[Any]) -> list[dict[str, Any]]:
             if not isinstance(id := value.get(name), int | str | None):
                 raise ValueError(f"{where}: {name} {brief(id)} is no number; fetch or export it again")
     return values
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds. ValueError, naming it, if it is none."""
+    text = read_text(path)
+    try:
+        return json.loads(text.removeprefix(BOM))
+    except (ValueError, RecursionError) as error:
+        raise no_json(path, error) from error
 
 
 def no_json(path: Path, error: Exception) -> ValueError:
