@@ -148,10 +148,10 @@ def open_named(
     """
     its = SETS[source.partition(":")[0]]
     if split is None or split not in its.splits:
-        asked = f"split={split!r} is not there" if split else "which split is meant?"
+        asked = f"split={split!r} is not there;" if split else "which split is meant?"
         if split in its.hidden:
-            asked = f"split={split!r} has no answers, which only its authors know"
-        raise ValueError(f"{source}: {asked}; there are {', '.join(map(repr, its.splits))}: split= (--split)")
+            asked = f"split={split!r} has no answers, which only its authors know;"
+        raise ValueError(f"{source}: {asked} there are {', '.join(map(repr, its.splits))}: split= (--split)")
     folder, parts, lacking = home_of(source, its), its.splits[split], list[str]()
 
     def first(there: Callable[[Path], bool], paths: list[Path], archive: str) -> Path:

@@ -147,4 +147,4 @@ def test_misuse_is_told(evaluate, words, message, adapter, questions, tmp_path, 
     ],
 )
 def test_runs_are_kept_by_task_model_and_data(model, data, split, name):
-    assert EvalConfig("vqa", model, data, split).folder == Path("runs", "eval", name)
+    assert EvalConfig("vqa", model, data, split=split).folder == Path("runs", "eval", name)
