@@ -177,7 +177,7 @@ def open_named(
     }
     if lacking:
         raise FileNotFoundError(
-            f"{source}: not there: {'; '.join(lacking)}; {its.page} has what is lacking. Images may be elsewhere: "
+            f"{source}: not there: {'; '.join(lacking)}; fetch them from {its.page}, or say where else the images are, "
             "images= (--images)"
         )
     return its.read(Official(source, split, files, folders, read_by))

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from layouts import LAYOUTS
 
 from mmlm import cli
 
@@ -25,7 +26,8 @@ def test_each_command_does_what_it_says(tmp_path, adapter, shapes, answered, mon
     for path, color, shape in shapes:
         (tmp_path / "pairs" / path.name).symlink_to(path)
         (tmp_path / "pairs" / f"{path.stem}.txt").write_text(f"a {color} {shape}")
-    assert len(COMMANDS) == 5
+    LAYOUTS["vqav2"].write(tmp_path / "data" / "vqa")
+    assert len(COMMANDS) == 6
     for command in COMMANDS:
         launcher, *words = shlex.split(command)
         words += [] if "compare" in words else ["--max-new-tokens", "5"]
@@ -36,7 +38,9 @@ def test_each_command_does_what_it_says(tmp_path, adapter, shapes, answered, mon
             done = subprocess.run(launch, capture_output=True, text=True)
             assert done.returncode == 0, (command, done.stderr)
     runs = tmp_path / "runs" / "eval"
-    assert sorted(path.name for path in runs.iterdir()) == ["brief", "caption-mine-pairs", "vqa-mine-questions"]
+    assert sorted(path.name for path in runs.iterdir()) == [
+        *("brief", "caption-mine-pairs", "vqa-mine-questions", "vqa-mine-vqav2-val")
+    ]
     assert {path.name for path in (runs / "brief").iterdir()} >= {
         *("predictions.jsonl", "scores.json", "report.html", "settings.json", "parts", "compare.html")
     }

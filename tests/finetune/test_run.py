@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from layouts import LAYOUTS
 from quantized import INT4, INT8, PLAIN
 from safetensors.torch import load_file
 
@@ -46,6 +47,15 @@ def test_from_a_folder_of_pairs_to_an_adapter(write, pairs, tmp_path, capsys):
     assert isinstance(model.caption(pairs / "00.png", max_new_tokens=3), str)
     assert cli.main(["finetune", *write()]) == 1
     assert "a run is there already; --resume goes on with it" in capsys.readouterr().err
+
+
+def test_data_by_name_are_learnt_from_the_split_that_is_said(write, tmp_path, capsys):
+    source = f"vizwiz:{LAYOUTS['vizwiz'].write(tmp_path / 'data')}"
+    assert cli.main(["finetune", *write(data=[{"path": source, "split": "val"}], steps=2)]) == 0
+    assert f"{source}: 2 samples\n" in capsys.readouterr().err
+    assert mmlm.MultimodalLM.from_pretrained(tmp_path / "run").config.data == [source]
+    assert cli.main(["finetune", *write(data=source, steps=2), "--overwrite"]) == 1
+    assert f"{source}: which split is meant? there are 'train', 'val'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("by", ["caption", "vqa"])
