@@ -2,12 +2,9 @@
 
 from dataclasses import dataclass
 
-SHORT = (
-    "{question}\nAnswer the question using a single word or phrase."  # LLaVA-1.5's (Liu et al. 2023, arXiv:2310.03744)
-)
-UNSURE = SHORT.replace(
-    "\n", "\nWhen the provided information is insufficient, respond with 'Unanswerable'.\n"
-)  # and that
+# LLaVA-1.5's (Liu et al. 2023, arXiv:2310.03744), the second of VizWiz
+SHORT = "{question}\nAnswer the question using a single word or phrase."
+UNSURE = SHORT.replace("\n", "\nWhen the provided information is insufficient, respond with 'Unanswerable'.\n")
 
 
 @dataclass(frozen=True)

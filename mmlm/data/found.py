@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from mmlm.data.fetch import fetch, is_url
 from mmlm.data.folder import find_pairs
 from mmlm.data.hub import SUFFIXES, is_saved
-from mmlm.data.named import SETS
+from mmlm.data.named import SETS, is_named
 from mmlm.names import is_hub_id
 
 FORMATS = {
@@ -34,9 +34,9 @@ class Found:
     """What a source turned out to be."""
 
     format: str
-    """Of `FORMATS`."""
+    """Of `FORMATS`, or "named"."""
     paths: list[Path]
-    """Its files, or its folder; of the hub's none."""
+    """Its files, or its folder; of the hub's, and of one by name, none."""
     names: list[str]
     """Of a folder its images, relative to it."""
     split: str | None
@@ -51,6 +51,8 @@ def look(source: str, format: str | None, split: str | None) -> Found:
     """
     if format is not None and format not in FORMATS:
         raise ValueError(f"format={format!r} is unknown; there are {', '.join(FORMATS)}")
+    if is_named(source):
+        return Found("named", [], [], split)
     if format == "hub":
         return Found("hub", [], [], split)
     path = Path(source)

@@ -8,7 +8,7 @@ from mmlm.data.folder import Pairs
 from mmlm.data.found import look
 from mmlm.data.hub import open_table
 from mmlm.data.lines import open_lines
-from mmlm.data.named import is_named, open_named
+from mmlm.data.named import open_named
 from mmlm.data.row import RowReader
 from mmlm.data.rows import Rows
 from mmlm.data.shards import Shards
@@ -54,16 +54,16 @@ def open_data(
     name = os.fspath(source)
     if images is not None and not Path(images).is_dir():
         raise FileNotFoundError(f"images={os.fspath(images)!r}: no such folder; check the path")
-    read_by = partial(RowReader, prompt=prompt, urls=urls)
-    if is_named(name):
-        for option, value in {"format": format, "annotations": annotations, "subset": subset}.items():
-            if value is not None:
-                raise ValueError(f"{name}: its files are known by its name; leave {option}= (--{option}) out")
-        return open_named(name, split, images, read_by)
     found = look(name, format, split)
+    read_by = partial(RowReader, prompt=prompt, urls=urls)
     match found.format:
+        case "named":
+            for option, value in {"format": format, "annotations": annotations, "subset": subset}.items():
+                if value is not None:
+                    raise ValueError(f"{name}: its files are known by its name; leave {option}= (--{option}) out")
+            rows: Rows = open_named(name, split, images, read_by)
         case "folder":
-            rows: Rows = Pairs(name, found.paths[0], found.names, prompt)
+            rows = Pairs(name, found.paths[0], found.names, prompt)
         case "jsonl":
             rows = open_lines(name, found.paths[0], read_by(str(images or found.paths[0].parent)))
         case "json":

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -161,24 +163,25 @@ def test_karpathys_rest_of_the_validation_images_is_for_training(here):
     with pytest.raises(FileNotFoundError, match=r"train2014 .*\(from train2014.zip\)"):
         open_data(source, split="train")
     (here / "train2014").mkdir()
-    train = captions("train2014/COCO_train2014_000000000002.jpg", 2, "A train.")
-    train += captions("val2014/COCO_val2014_000000000003.jpg", 3, "Two dogs.", "Dogs run.")
-    layout.rows, before = train, layout.rows
-    try:
-        assert list(open_data(source, split="train")) == layout.samples(here)
-    finally:
-        layout.rows = before
+    wanted = captions("train2014/COCO_train2014_000000000002.jpg", 2, "A train.")
+    wanted += captions("val2014/COCO_val2014_000000000003.jpg", 3, "Two dogs.", "Dogs run.")
+    assert list(open_data(source, split="train")) == replace(layout, rows=wanted).samples(here)
     assert [sample.answer for sample in open_data(source, split="val")] == ["A bowl."]
+
+
+def test_a_split_without_a_row_is_told(here):
+    LAYOUTS["flickr30k"].write(here)
+    with pytest.raises(ValueError, match="empty, not one row"):
+        open_data(f"flickr30k:{here}", split="val")
 
 
 def test_a_broken_question_is_a_broken_row(here):
     layout = LAYOUTS["gqa"]
+    ((file, whole),) = layout.files.items()
     layout.write(here)
     for field, said in (("imageId", "image: '' names no image"), ("answer", "without an answer"), ("question", "said")):
-        broken = {id: dict(row) for id, row in layout.files["testdev_balanced_questions.json"].items()}
-        del broken["201307251"][field]
-        layout_of_one = type(layout)(layout.split, {"testdev_balanced_questions.json": broken}, [], [])
-        layout_of_one.write(here)
+        broken = {name: value for name, value in whole["201307251"].items() if name != field}
+        replace(layout, files={file: whole | {"201307251": broken}}).write(here)
         rows = open_data(f"gqa:{here}", split="testdev_balanced")
         with pytest.raises(SampleError, match=rf"testdev_balanced_questions\.json, question 201307251: .*{said}"):
             rows[0]
@@ -202,7 +205,7 @@ def test_easy_vqa_is_in_its_package():
 
 def test_without_its_package_easy_vqa_tells_the_mend(monkeypatch):
     monkeypatch.setattr("sys.path", [])
-    monkeypatch.delitem(__import__("sys").modules, "easy_vqa", raising=False)
+    monkeypatch.delitem(sys.modules, "easy_vqa", raising=False)
     with pytest.raises(ImportError, match=r"easy-vqa comes with an extra: pip install"):
         open_data("easy-vqa:", split="test")
 
