@@ -187,7 +187,7 @@ def home_of(source: str, its: Named) -> Path:
     """The folder that a source names, or that of the data set's package."""
     name, _, folder = source.partition(":")
     if folder:
-        path = Path(folder).expanduser()  # a shell does so only where a word begins
+        path = Path(os.path.expanduser(folder))  # a shell does so only where a word begins
         if not path.is_dir():
             raise FileNotFoundError(f"{source}: no such folder as {path}; check the path")
         return path
