@@ -23,7 +23,7 @@ mmlm data check DATA... --split --format --images --annotations --subset --promp
 mmlm data prune DATA OUT --split --format --images --annotations --subset --prompt --urls --near --images-alone \
 --clip --least
 mmlm eval caption MODEL DATA --split --format --images --annotations --subset --prompt --urls --limit --seed \
---max-new-tokens --batch --out --resume --overwrite --require-grounded
+--max-new-tokens --batch --out --resume --overwrite --require-grounded --clip
 mmlm eval vqa MODEL DATA --split --format --images --annotations --subset --prompt --urls --limit --seed \
 --max-new-tokens --batch --out --resume --overwrite --require-grounded
 mmlm eval compare A B --out
