@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from finetune.encoded import IGNORED
-from finetune.loss import logits_only
 from mmlm.decoder import find_layers
+from mmlm.logits import logits_only
 from mmlm.model import MultimodalLM
 
 OPEN = 0.5  # a gate before its tanh

@@ -3,36 +3,16 @@
 R rows, T text tokens, D width, V vocabulary, L learnt tokens.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel
 
 from finetune.below import from_below
 from finetune.encoded import IGNORED
 from mmlm.decoder import find_layers
+from mmlm.logits import logits_only
 from mmlm.model import MultimodalLM
-
-
-@contextmanager
-def logits_only(decoder: PreTrainedModel, where: Tensor) -> Iterator[None]:
-    """Within it the decoder's logits are those of the tokens `where` (bool [R, T]) alone: [1, L, V].
-
-    The output embedding is given those rows and no others; what a decoder does to logits after it (scaling, soft caps)
-    is done as ever.
-    """
-
-    def pick(_: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
-        return (args[0][where][None],)
-
-    handle = decoder.get_output_embeddings().register_forward_pre_hook(pick)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def learnt_loss(forward: nn.Module, model: MultimodalLM, batch: dict[str, Any]) -> tuple[Tensor, int]:

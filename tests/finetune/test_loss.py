@@ -11,7 +11,7 @@ from finetune.below import Below
 from finetune.collate import batch_of
 from finetune.config import BatchConfig
 from finetune.encoded import IGNORED, encode
-from finetune.loss import learnt_loss, logits_only
+from finetune.loss import learnt_loss
 
 
 @pytest.fixture(params=["pyramid", "resampler"])
@@ -133,16 +133,3 @@ def test_a_blind_model_learns_nothing_but_its_gates(make_model, tokens, cache, m
     loss.backward()
     moved = {name for name, gradient in gradients(model).items() if gradient.any()}
     assert moved == {name for name, _ in model.named_parameters() if name.endswith("_gate")}
-
-
-def test_logits_are_whole_again_afterwards(tiny_decoder):
-    decoder = tiny_decoder()
-    ids = torch.arange(12).view(2, 6)
-    whole = decoder(input_ids=ids).logits
-    where = torch.zeros(2, 6, dtype=torch.bool)
-    where[0, 2] = where[1, 5] = True
-    with logits_only(decoder, where):
-        some = decoder(input_ids=ids).logits
-    assert some.shape == (1, 2, whole.shape[-1])
-    torch.testing.assert_close(some[0], whole[where])
-    assert decoder(input_ids=ids).logits.equal(whole)
