@@ -6,20 +6,20 @@
 # make backbones    a network of each family of the installed timm and open_clip; writes docs/backbones.md
 # make zener        token configurations compared, by a probe and by tuning the default decoder; writes docs/zener.md
 # make zener-probe  the probe alone, in minutes (ARGS="..." goes to `python -m finetune.zener`)
-# make lmms-eval    the tests that need lmms-eval, in an environment of its own: .venv-lmms, 7 GB
+# make harnesses    the tests that need lmms-eval or lm_eval, in an environment of their own: .venv-harnesses, 7 GB
 # make check        format, lint, types; not the tests, which .ci/run would then run twice
-# make clean        removes what make made here, .venv and .venv-lmms too; runs/ and the cache folder stay
+# make clean        removes what make made here, .venv and .venv-harnesses too; runs/ and the cache folder stay
 
 PYTHON ?= python3
 BIN := .venv/bin
 USER := .venv/.quickstart# what the quickstart needs
 DEV := .venv/.dev# and what the tests need: torchao makes each start of transformers a second slower
-LMMS := .venv-lmms/.made# lmms-eval and the hundred packages that it comes with
+HARNESSES := .venv-harnesses/.made# lmms-eval, lm_eval and the hundred packages that they come with
 
 # Waiting OpenMP threads spin; where another process wants the core, that makes torch 5 to 15 times slower.
 export GOMP_SPINCOUNT = 0
 
-.PHONY: setup quickstart test test-slow test-all families backbones zener zener-probe lmms-eval check clean
+.PHONY: setup quickstart test test-slow test-all families backbones zener zener-probe harnesses check clean
 
 setup: $(DEV)
 
@@ -54,13 +54,13 @@ zener: zener-probe
 zener-probe: setup
 	$(BIN)/python -m finetune.zener probe configs/zener.yaml --page docs/zener.md $(ARGS)
 
-$(LMMS): pyproject.toml
-	test -x .venv-lmms/bin/pip || $(PYTHON) -m venv .venv-lmms
-	.venv-lmms/bin/python -m pip install --disable-pip-version-check -e . "lmms-eval>=0.7.3" "hypothesis>=6.170" "pytest>=9.2" "setuptools>=77"
+$(HARNESSES): pyproject.toml
+	test -x .venv-harnesses/bin/pip || $(PYTHON) -m venv .venv-harnesses
+	.venv-harnesses/bin/python -m pip install --disable-pip-version-check -e . "lmms-eval>=0.7.3" "lm_eval>=0.4.13" "hypothesis>=6.170" "pytest>=9.2"
 	touch $@
 
-lmms-eval: $(LMMS)
-	.venv-lmms/bin/python -m pytest tests/eval/test_lmms.py $(ARGS)
+harnesses: $(HARNESSES)
+	.venv-harnesses/bin/python -m pytest tests/eval/test_lmms.py tests/eval/test_lm_eval.py $(ARGS)
 
 check: setup
 	$(BIN)/ruff format --check .
@@ -68,5 +68,5 @@ check: setup
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv .venv-lmms build *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-harnesses build *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -59,3 +59,11 @@ def test_no_modules_import_each_other():
 
 def test_no_module_shadows_a_library():
     assert not {name for name in MODULES if name.rpartition(".")[2] in SHADOWS}
+
+
+def test_only_its_own_module_needs_lmms_eval():
+    """Which is no dependency."""
+    assert [name for name in MODULES if any(its.startswith("lmms_eval") for its in imported_names(name))] == [
+        "eval.lmms"
+    ]
+    assert not [name for name in MODULES if "eval.lmms" in imported_modules(name)]

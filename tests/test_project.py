@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -49,6 +50,15 @@ def test_every_verb_is_a_documented_function(verb):
     }
     assert ast.get_docstring(functions[function])
     assert [argument.arg for argument in functions[function].args.args] == ["parser"]
+
+
+def test_lmms_eval_is_told_of_classes_that_are_there():
+    """It imports them by these names; `make harnesses` has it do so."""
+    entry = PROJECT["project"]["entry-points"]["lmms_eval.models"]["mmlm"]
+    source = (ROOT / "eval" / "lmms.py").read_text(encoding="utf-8")
+    names = re.findall(r"\beval\.lmms[.:](\w+)", f"{entry} {source}")
+    assert set(names) == {"manifest", "MmlmChat", "MmlmSimple"}
+    assert all(re.search(rf"^(class|def) {name}\b", source, re.MULTILINE) for name in names)
 
 
 def test_what_is_installed_is_what_is_here():
