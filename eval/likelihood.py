@@ -53,7 +53,7 @@ def log_likelihoods(
         for start, stop in text.learnt:
             ahead[row, start - 1 : stop - 1] = True
     batch = BatchFeature({"input_ids": ids, "attention_mask": mask} | media(index)).to(model.device)
-    with logits_only(model.decoder, ahead.to(model.device)):
+    with logits_only(model.decoder, ahead):
         logits = model(**batch, use_cache=False).logits[0].float()  # [L, V]
     wanted = torch.tensor([token for text in texts for token in text.taught], dtype=torch.int64, device=logits.device)
     each = -cross_entropy(logits, wanted, reduction="none").double()
