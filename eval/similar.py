@@ -48,18 +48,19 @@ class Similar:
         self.examples, self.look, self.centred = examples, look, centred
 
     @cached_property
-    def index(self) -> tuple[Array, Array, NDArray[np.int64], NDArray[np.int64]]:
-        """Of those that are in order: the distinct embeddings [N, W], of length 1; the mean [W] that was taken from
-        them; for each sample its place among the examples, and which embedding is its own."""
+    def index(self) -> tuple[Array, Array, list[int], list[int]]:
+        """Of those that are in order: the distinct embeddings [N, W], of length 1, and the mean [W] that was taken from
+        them; which of the examples they are, and for each its embedding. ValueError if there are none."""
         means = self.means(self.examples)
-        places = np.array([place for place, mean in enumerate(means) if mean is not None], np.int64)
+        places = [place for place, mean in enumerate(means) if mean is not None]
         seen = [mean for mean in means if mean is not None]
+        if not seen:
+            raise ValueError("no image of the examples can be opened; check where they are, --images")
         # of equal ones one: a product of matrices gives rows that are the same other last bits
         number = {name: i for i, name in enumerate(dict.fromkeys(one.tobytes() for one in seen))}
-        rows = np.array([number[one.tobytes()] for one in seen], np.int64)
-        distinct = np.stack([np.frombuffer(name, np.float32) for name in number]) if number else np.zeros((0, 0), "f4")
-        middle = np.stack(seen).mean(0) if self.centred and seen else np.zeros(distinct.shape[1:], np.float32)
-        return length_1(distinct - middle), middle, places, rows
+        distinct = np.stack([np.frombuffer(name, np.float32) for name in number])
+        middle: Array = np.mean(seen, 0, dtype=np.float32) if self.centred else np.zeros_like(seen[0])
+        return length_1(distinct - middle), middle, places, [number[one.tobytes()] for one in seen]
 
     def means(self, samples: Sequence[Sample]) -> list[Array | None]:
         """The mean embedding of each sample's images."""
@@ -77,7 +78,7 @@ class Similar:
         (mean,) = self.means([sample])
         if mean is None:
             raise ValueError(f"sample {sample.id!r}: no image of it to look for similar ones; take shots_by='random'")
-        return (int(places[one]) for one in from_the_most((embeddings @ length_1(mean - middle))[rows]))
+        return (places[one] for one in from_the_most((embeddings @ length_1(mean - middle))[rows]))
 
 
 def length_1(vectors: Array) -> Array:
