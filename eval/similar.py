@@ -48,7 +48,7 @@ class Similar:
         self.examples, self.look, self.centred = examples, look, centred
 
     @cached_property
-    def index(self) -> tuple[Array, Array, list[int], list[int]]:
+    def index(self) -> tuple[Array, Array, list[int], NDArray[np.int64]]:
         """Of those that are in order: the distinct embeddings [N, W], of length 1, and the mean [W] that was taken from
         them; which of the examples they are, and for each its embedding. ValueError if there are none."""
         means = self.means(self.examples)
@@ -60,7 +60,7 @@ class Similar:
         number = {name: i for i, name in enumerate(dict.fromkeys(one.tobytes() for one in seen))}
         distinct = np.stack([np.frombuffer(name, np.float32) for name in number])
         middle: Array = np.mean(seen, 0, dtype=np.float32) if self.centred else np.zeros_like(seen[0])
-        return length_1(distinct - middle), middle, places, [number[one.tobytes()] for one in seen]
+        return length_1(distinct - middle), middle, places, np.array([number[one.tobytes()] for one in seen])
 
     def means(self, samples: Sequence[Sample]) -> list[Array | None]:
         """The mean embedding of each sample's images."""

@@ -1,7 +1,10 @@
 """Few-shot: examples before a sample, as in a chat with their images; never of its own image."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +25,7 @@ from mmlm.turns import asking, system
 from vision.features import FeatureCache
 from vision.images import ImageError
 
+ROOT = Path(__file__).parents[2]
 TWO = ["--shots", "2", "--limit", "6", "--batch", "18"]
 
 
@@ -325,3 +329,15 @@ def test_runs_with_examples_have_folders_of_their_own(fields, name):
 
 def test_as_many_images_are_asked_together():
     assert [EvalConfig("vqa", "", "", shots=shots).together for shots in (0, 4, 32, 100)] == [96, 19, 2, 1]
+
+
+@pytest.mark.slow
+def test_two_processes_choose_and_say_the_same_as_one(tiny_clip, evaluate, adapter, questions, tmp_path):
+    words = [*TWO, "--shots-by", tiny_clip]
+    evaluate("vqa", adapter, questions, tmp_path / "one", *words)
+    launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--", "eval", "vqa"]
+    words = [str(adapter), str(questions), "--out", str(tmp_path / "two"), "--max-new-tokens", "5", *words]
+    done = subprocess.run([sys.executable, "-m", *launch, *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for name in ("predictions.jsonl", "scores.json"):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()

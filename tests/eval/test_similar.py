@@ -1,9 +1,6 @@
 """Images in the order of their likeness: by known vectors, by the model's own eyes, by CLIP."""
 
-import json
-
 import numpy as np
-import open_clip
 import pytest
 import torch
 from hypothesis import given
@@ -14,21 +11,6 @@ from mmlm.data import Sample
 from mmlm.data.clip import Clip
 from vision.encoder import VisionEncoder, prepare
 from vision.pyramid import TOKENS, Pyramid, parse_tokens
-
-SIZES = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
-TEXT = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 1, "layers": 1}
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    """The name of a small random CLIP in a checkpoint."""
-    folder = tmp_path_factory.mktemp("clip")
-    (folder / "tiny-similar.json").write_text(json.dumps({"embed_dim": 16, "vision_cfg": SIZES, "text_cfg": TEXT}))
-    open_clip.add_model_config(folder / "tiny-similar.json")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        torch.save(open_clip.create_model("tiny-similar").state_dict(), folder / "tiny.pt")
-    return f"open_clip:tiny-similar/{folder / 'tiny.pt'}"
 
 
 def samples(*shown):
@@ -87,19 +69,19 @@ def test_an_image_as_a_whole_is_the_mean_of_its_deepest_map(tokens, tiny_vision,
     torch.testing.assert_close(overview(encoder.encode(image), encoder.pyramid), deepest, rtol=1e-4, atol=1e-5)
 
 
-def test_clip_sees_each_image_once(clip, picture, tmp_path, monkeypatch):
+def test_clip_sees_each_image_once(tiny_clip, picture, tmp_path, monkeypatch):
     names = [str(tmp_path / f"{number}.png") for number in range(3)]
     for number, name in enumerate(names):
         picture(number % 2, (64, 48)).save(name)
     rows = [*samples(names[:1], names[1:2], [names[2], names[0]], [b"no image"]), Sample.pair("none", (), "?", "x")]
-    look = ClipLook(clip, tmp_path / "clip")
+    look = ClipLook(tiny_clip, tmp_path / "clip")
     look.add(rows)
-    found, model = look([*names, b"no image"]), Clip(clip)
+    found, model = look([*names, b"no image"]), Clip(tiny_clip)
     wanted = [model.see([model.pixels(picture(number % 2, (64, 48)))])[0] for number in range(3)]
     torch.testing.assert_close(torch.from_numpy(np.stack(found[:3])), torch.stack(wanted))
     assert found[3] is None and (found[0] == found[2]).all()
     assert len(list((tmp_path / "clip").rglob("*.npy"))) == 2, "of one picture in two files one"
-    again = ClipLook(clip, tmp_path / "clip")
+    again = ClipLook(tiny_clip, tmp_path / "clip")
     monkeypatch.setattr(again.clip, "see", None)
     again.add(rows)
     assert [one.tolist() for one in again(names)] == [one.tolist() for one in found[:3]]
