@@ -1,6 +1,7 @@
 """Few-shot: examples before a sample, as in a chat with their images; never of its own image."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -337,7 +338,8 @@ def test_two_processes_choose_and_say_the_same_as_one(tiny_clip, evaluate, adapt
     evaluate("vqa", adapter, questions, tmp_path / "one", *words)
     launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--", "eval", "vqa"]
     words = [str(adapter), str(questions), "--out", str(tmp_path / "two"), "--max-new-tokens", "5", *words]
-    done = subprocess.run([sys.executable, "-m", *launch, *words], cwd=ROOT, capture_output=True, text=True)
+    fresh = os.environ | {"MMLM_HOME": str(tmp_path / "home")}  # where each has its share to see
+    done = subprocess.run([sys.executable, "-m", *launch, *words], cwd=ROOT, env=fresh, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for name in ("predictions.jsonl", "scores.json"):
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
