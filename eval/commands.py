@@ -68,7 +68,7 @@ def add_shots(parser: ArgumentParser) -> None:
         "--shots", type=amount, default=0, metavar="N", help="examples that are shown before each sample (0)"
     )
     parser.add_argument("--shots-from", metavar="DATA", help=f"that they are taken from (DATA itself): {SOURCE}")
-    parser.add_argument("--shots-split", metavar="NAME", help="of it")
+    parser.add_argument("--shots-split", metavar="NAME", help="of that data (of data by name the one to train on)")
     parser.add_argument(
         "--shots-by",
         default="random",

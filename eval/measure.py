@@ -27,7 +27,7 @@ from eval.parts import Batch, Part
 from eval.run import alike, batches, shuffle
 from eval.scores import WAYS, Scores, score
 from eval.settings import PREDICTIONS, RANDOM, REPORT, SCORES, SHOTS, EvalConfig, check_folder, start
-from eval.shots import few, shots_of
+from eval.shots import Chooser, few
 from eval.tasks import QUESTION, TASKS, Task, blind, by_image, right
 from mmlm import zoo
 from mmlm.data import Sample
@@ -102,13 +102,13 @@ def measure(config: EvalConfig, folder: Path, *, resume: bool = False, overwrite
         if mine:
             check_folder(folder, resume=resume, overwrite=overwrite)
     model = MultimodalLM.from_pretrained(config.model).to(state.device)
-    metrics = metrics_for(task, config.clip)
+    metrics, choose = metrics_for(task, config.clip), Chooser(config)
     prompt = config.prompt or (model.config.caption_prompt if task.name == "caption" else QUESTION)
     task.check_prompt(prompt)
     cache = FeatureCache(model.vision, zoo.home() / "features")
     samples, broken = read_samples(config, task, prompt, model)
     examples = read_examples(config, task, prompt, model, samples)
-    asking, more = prepare(model, cache, samples, examples, config)
+    asking, more = prepare(model, cache, samples, examples, choose)
     broken += more
     if state.is_main_process:
         tell(config.data, len(asking.samples), broken, SCORES)
@@ -178,7 +178,7 @@ def read_examples(
 
 
 def prepare(
-    model: MultimodalLM, cache: FeatureCache, samples: Sequence[Sample], examples: Sequence[Sample], config: EvalConfig
+    model: MultimodalLM, cache: FeatureCache, samples: Sequence[Sample], examples: Sequence[Sample], choose: Chooser
 ) -> tuple[Asking, list[str]]:
     """What each sample is asked with; and why others cannot be asked."""
     known, broken, kept = Known(model, cache), list[str](), list[Sample]()
@@ -186,11 +186,11 @@ def prepare(
     for sample in samples:
         if error := known.error(sample):
             broken.append(f"sample {sample.id!r}: {error}")
-        elif config.shots and config.shots_by != RANDOM and not sample.images:
+        elif choose.looks and not sample.images:
             broken.append(f"sample {sample.id!r}: no image to find similar ones by; take examples --shots-by {RANDOM}")
         else:
             kept.append(sample)
-    shots = shots_of(config, known, kept, examples)
+    shots = choose(known, kept, examples)
     known.read([*kept, *chain.from_iterable(shots)])
     its = Asking()
     for sample, shown in zip(kept, shots, strict=True):

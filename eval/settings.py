@@ -21,7 +21,7 @@ RANDOM, SIMILAR, CLIP = "random", "similar", "open_clip:"  # how examples are ch
 
 @dataclass
 class EvalConfig(Source):
-    """One run of `mmlm eval`. ValueError for data by a name that another task measures, and for examples that cannot be."""
+    """One run of `mmlm eval`. ValueError for data by a name that another task measures, and examples that cannot be."""
 
     task: str
     """ "caption" or "vqa"."""

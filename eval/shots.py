@@ -12,7 +12,7 @@ from itertools import islice
 from tqdm import tqdm
 
 from eval.known import Known
-from eval.settings import EvalConfig
+from eval.settings import CLIP, RANDOM, EvalConfig
 from eval.similar import ClipLook, OwnLook, Similar
 from mmlm import zoo
 from mmlm.config import AdapterConfig
@@ -54,32 +54,41 @@ def placed(config: AdapterConfig, sample: Sample) -> tuple[Turn, ...]:
     return tuple(turns)
 
 
-def shots_of(
-    config: EvalConfig, known: Known, samples: Sequence[Sample], examples: Sequence[Sample]
-) -> list[list[Sample]]:
-    """The examples of each sample, chosen among those with an image and a question. To be called by every process.
+class Chooser:
+    """Chooses examples for the samples of a run. ValueError for a CLIP that cannot be loaded."""
 
-    ValueError if there are too few, and for a CLIP that cannot be loaded.
-    """
-    if not config.shots:
-        return [[] for _ in samples]
-    examples = [one for one in examples if one.images and one.question.strip()]
-    if len(examples) < config.shots:
-        raise ValueError(
-            f"{config.examples.data}: {len(examples)} samples with an image, and shots={config.shots} (--shots) are to "
-            "be chosen among them; ask for fewer, or name data with more, shots_from= (--shots-from)"
-        )
-    match config.shots_by:
-        case "random":
-            order: Order = at_random(len(examples), config.seed)
-        case "similar":
+    def __init__(self, config: EvalConfig) -> None:
+        self.config, clip = config, config.shots_by.startswith(CLIP)
+        self.clip = ClipLook(config.shots_by, zoo.home() / "clip") if clip else None
+
+    @property
+    def looks(self) -> bool:
+        """Is it by a sample's images that its examples are chosen?"""
+        return bool(self.config.shots) and self.config.shots_by != RANDOM
+
+    def __call__(self, known: Known, samples: Sequence[Sample], examples: Sequence[Sample]) -> list[list[Sample]]:
+        """The examples of each sample, chosen among those with an image and a question. To be called by every process.
+
+        ValueError if there are too few.
+        """
+        count = self.config.shots
+        if not count:
+            return [[] for _ in samples]
+        examples = [one for one in examples if one.images and one.question.strip()]
+        if len(examples) < count:
+            raise ValueError(
+                f"{self.config.examples.data}: {len(examples)} samples with an image, and shots={count} (--shots) are "
+                "to be chosen among them; ask for fewer, or name data with more, shots_from= (--shots-from)"
+            )
+        if not self.looks:
+            order: Order = at_random(len(examples), self.config.seed)
+        elif self.clip is None:
             known.add(examples)
             order = Similar(examples, OwnLook(known), centred=True)
-        case name:
-            look = ClipLook(name, zoo.home() / "clip")
-            look.add([*examples, *samples])
-            order = Similar(examples, look, centred=False)
-    return choose(known, samples, examples, config.shots, order)
+        else:
+            self.clip.add([*examples, *samples])
+            order = Similar(examples, self.clip, centred=False)
+        return choose(known, samples, examples, count, order)
 
 
 def at_random(count: int, seed: int) -> Order:

@@ -17,7 +17,7 @@ from eval.known import Known
 from eval.measure import prepare
 from eval.run import predict
 from eval.settings import EvalConfig
-from eval.shots import at_random, choose, few
+from eval.shots import Chooser, at_random, choose, few
 from mmlm.data import Sample, Turn, open_data
 from mmlm.messages import pictures
 from mmlm.model import MultimodalLM
@@ -95,6 +95,19 @@ def test_a_question_without_words_is_told(tiny_model):
         few(tiny_model.config, [shot], sample)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("attend", ["latest", "all"])
+def test_an_answer_after_32_examples_is_that_of_a_chat(attend, make_model, open_gates, picture, tmp_path):
+    """More images than have places of their own (`mmlm.adapter.IMAGES`)."""
+    model, cache = open_gates(make_model(attend=attend), 1.5), FeatureCache(make_model().vision, tmp_path)
+    told = [(picture(seed), f"{seed}?", "x" * (seed % 3)) for seed in range(33)]
+    *shots, sample = [Sample.pair(str(n), its[:1], *its[1:]) for n, its in enumerate(told)]
+    (said,) = predict(model, cache, [few(model.config, shots, sample)], max_new_tokens=4)
+    messages = chat(model.config, *told[:-1], last=told[-1][:2])
+    assert said == model.generate(None, messages, max_new_tokens=4, do_sample=False)
+    assert predict(model, cache, [sample], max_new_tokens=4) != [said]
+
+
 # -- which examples are chosen ----------------------------------------------------------------------------------------
 
 
@@ -169,7 +182,7 @@ def test_in_each_way_the_prompt_is_that_of_a_chat(ocr, make_model, picture, tmp_
     samples = [Sample.pair(str(n), its[:1], *its[1:]) for n, its in enumerate(told)]
     cache = FeatureCache(model.vision, tmp_path)
     config = EvalConfig("vqa", "", "", shots=2)
-    found, broken = prepare(model, cache, samples[:4], samples, config)
+    found, broken = prepare(model, cache, samples[:4], samples, Chooser(config))
     assert not broken and found.samples == samples[:4]
     of = {cache.add(image): image for image in images}
     for row, (sample, shots) in enumerate(zip(samples[:4], found.shots, strict=True)):
@@ -193,19 +206,19 @@ def test_what_cannot_be_an_example_is_passed_over(tiny_model, picture, tmp_path)
     fine = [Sample.pair(f"fine{n}", (picture(n),), "what?", "x") for n in range(3)]
     bad = [Sample.pair(f"bad{n}", (b"no image %d" % n,), "what?", "x") for n in range(5)]
     none, blank = Sample.pair("none", (), "what?", "x"), Sample.pair("blank", (picture(3),), "", "x")
-    found, broken = prepare(tiny_model, cache, fine[:1], [*bad, none, *fine, blank], config)
+    found, broken = prepare(tiny_model, cache, fine[:1], [*bad, none, *fine, blank], Chooser(config))
     assert not broken and {shot.id for shot in found.shots[0]} == {"fine1", "fine2"}
     with pytest.raises(ValueError, match="3 samples with an image, and shots=4"):
-        prepare(tiny_model, cache, fine[:1], [none, *fine], replace(config, shots=4))
+        prepare(tiny_model, cache, fine[:1], [none, *fine], Chooser(replace(config, shots=4)))
 
 
 def test_a_sample_without_an_image_is_like_no_other(tiny_model, picture, tmp_path):
     cache, config = FeatureCache(tiny_model.vision, tmp_path), EvalConfig("vqa", "", "", shots=1, shots_by="similar")
     samples = [Sample.pair(str(n), (picture(n),), "what?", "x") for n in range(3)]
     none = Sample.pair("none", (), "what?", "x")
-    found, broken = prepare(tiny_model, cache, [none, *samples], samples, config)
+    found, broken = prepare(tiny_model, cache, [none, *samples], samples, Chooser(config))
     assert found.samples == samples and "sample 'none': no image to find similar ones by" in broken[0]
-    found, broken = prepare(tiny_model, cache, [none], samples, replace(config, shots_by="random"))
+    found, broken = prepare(tiny_model, cache, [none], samples, Chooser(replace(config, shots_by="random")))
     assert found.samples == [none] and not broken
     assert len(found.keys["shuffled"][0]) == 1, "the example's, which stays"
 
