@@ -195,7 +195,7 @@ def prepare(
     its = Asking()
     for sample, shown in zip(kept, shots, strict=True):
         try:
-            whole, without = (few(model.config, *one) for one in ((shown, sample), (map(blind, shown), blind(sample))))
+            whole, without = few(model.config, shown, sample), few(model.config, map(blind, shown), blind(sample))
             true, none = asked(model, whole, written=known.written(whole)), asked(model, without)
         except ValueError as error:
             broken.append(str(error))
@@ -211,8 +211,8 @@ def prepare(
     for row, keys in enumerate(shuffle(own)):  # of the examples none
         whole = few(model.config, its.shots[row], replace(its.samples[row], images=images[keys]))
         its.keys["shuffled"].append(known.keys(whole))
-        same = model.processor.reader is None
-        text = its.texts["true"][row] if same else asked(model, whole, written=known.written(whole))
+        reads = model.processor.reader is not None
+        text = asked(model, whole, written=known.written(whole)) if reads else its.texts["true"][row]
         its.texts["shuffled"].append(text)
     return its, broken
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from eval.known import Known
 from eval.settings import CLIP, RANDOM, EvalConfig
 from eval.similar import ClipLook, OwnLook, Similar
+from eval.tasks import blind
 from mmlm import zoo
 from mmlm.config import AdapterConfig
 from mmlm.data import Sample, Turn
@@ -74,7 +75,7 @@ class Chooser:
         count = self.config.shots
         if not count:
             return [[] for _ in samples]
-        examples = [one for one in examples if one.images and one.question.strip()]
+        examples = [one for one in examples if one.images and blind(one).question.strip()]
         if len(examples) < count:
             raise ValueError(
                 f"{self.config.examples.data}: {len(examples)} samples with an image, and shots={count} (--shots) are "

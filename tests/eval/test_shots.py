@@ -205,8 +205,9 @@ def test_what_cannot_be_an_example_is_passed_over(tiny_model, picture, tmp_path)
     cache, config = FeatureCache(tiny_model.vision, tmp_path), EvalConfig("vqa", "", "", shots=2)
     fine = [Sample.pair(f"fine{n}", (picture(n),), "what?", "x") for n in range(3)]
     bad = [Sample.pair(f"bad{n}", (b"no image %d" % n,), "what?", "x") for n in range(5)]
-    none, blank = Sample.pair("none", (), "what?", "x"), Sample.pair("blank", (picture(3),), "", "x")
-    found, broken = prepare(tiny_model, cache, fine[:1], [*bad, none, *fine, blank], Chooser(config))
+    none = Sample.pair("none", (), "what?", "x")
+    blank, mark = (Sample.pair(asks, (picture(3),), asks, "x") for asks in ("", "<image>"))
+    found, broken = prepare(tiny_model, cache, fine[:1], [*bad, none, *fine, blank, mark], Chooser(config))
     assert not broken and {shot.id for shot in found.shots[0]} == {"fine1", "fine2"}
     with pytest.raises(ValueError, match="3 samples with an image, and shots=4"):
         prepare(tiny_model, cache, fine[:1], [none, *fine], Chooser(replace(config, shots=4)))
