@@ -17,17 +17,19 @@ class Benchmark:
     """That is usually scored."""
     prompt: str | None = None
     """None: the task's own."""
+    shots: str | None = "train"
+    """The split that examples are usually of; None: it has no other."""
 
 
 BENCHMARKS = {
     "coco-karpathy": Benchmark("caption", "test"),
-    "nocaps": Benchmark("caption", "val"),
+    "nocaps": Benchmark("caption", "val", shots=None),
     "flickr30k": Benchmark("caption", "test"),
     "vqav2": Benchmark("vqa", "val", SHORT),
     "okvqa": Benchmark("vqa", "val", SHORT),
     "textvqa": Benchmark("vqa", "val", SHORT),
     "vizwiz": Benchmark("vqa", "val", UNSURE),
-    "gqa": Benchmark("vqa", "testdev_balanced", SHORT),
+    "gqa": Benchmark("vqa", "testdev_balanced", SHORT, "train_balanced"),
     "easy-vqa": Benchmark("vqa", "test"),
 }
 """By name."""

@@ -50,6 +50,7 @@ def _add_run(parser: ArgumentParser, task: str, prompt: str) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn (0)")
     parser.add_argument("--max-new-tokens", type=count, default=32, metavar="N", help="longest answer, in tokens (32)")
     parser.add_argument("--batch", type=count, default=96, metavar="N", help="samples that are asked together (96)")
+    add_shots(parser)
     parser.add_argument("--out", metavar="FOLDER", help=f"where the run is kept (runs/eval/{task}-MODEL-DATA)")
     parser.add_argument("--resume", action="store_true", help="go on with the run that is there")
     parser.add_argument("--overwrite", action="store_true", help="start the run that is there over")
@@ -59,6 +60,28 @@ def _add_run(parser: ArgumentParser, task: str, prompt: str) -> None:
         help="exit with 3 unless the images gain something over shuffled ones, and over none",
     )
     parser.set_defaults(run=run_task, task=task)
+
+
+def add_shots(parser: ArgumentParser) -> None:
+    """The options of few-shot."""
+    parser.add_argument(
+        "--shots", type=amount, default=0, metavar="N", help="examples that are shown before each sample (0)"
+    )
+    parser.add_argument("--shots-from", metavar="DATA", help=f"that they are taken from (DATA itself): {SOURCE}")
+    parser.add_argument("--shots-split", metavar="NAME", help="of that data (of data by name the one to train on)")
+    parser.add_argument(
+        "--shots-by",
+        default="random",
+        metavar="HOW",
+        help="random, similar (to the model's own eyes) or open_clip:MODEL/TAG (random)",
+    )
+
+
+def amount(word: str) -> int:
+    """A whole number from 0 on. ArgumentTypeError for anything else."""
+    if word.isdecimal():
+        return int(word)
+    raise ArgumentTypeError(f"{word!r} is no whole number from 0 on")
 
 
 def run_task(args: Namespace) -> int:

@@ -8,11 +8,10 @@ import hashlib
 import json
 import random
 import sys
-from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,14 @@ from tqdm import tqdm
 
 from eval import parts
 from eval.answering import Answer, Together, answerer
+from eval.known import Keys, Known
 from eval.metrics import OWN, Metrics, metrics_for
 from eval.page import write_page
 from eval.parts import Batch, Part
 from eval.run import alike, batches, shuffle
 from eval.scores import WAYS, Scores, score
-from eval.settings import PREDICTIONS, REPORT, SCORES, EvalConfig, check_folder, start
+from eval.settings import PREDICTIONS, RANDOM, REPORT, SCORES, SHOTS, EvalConfig, check_folder, start
+from eval.shots import Chooser, few
 from eval.tasks import QUESTION, TASKS, Task, blind, by_image, right
 from mmlm import zoo
 from mmlm.data import Sample
@@ -35,23 +36,23 @@ from mmlm.data.told import tell
 from mmlm.marked import Marked
 from mmlm.model import MultimodalLM
 from mmlm.ranks import main_first, main_writes, meet
-from mmlm.samples import asked, read_images
+from mmlm.samples import asked
 from vision.features import FeatureCache
 from vision.files import whole_file, write_json
-from vision.images import ImageError, Lazy, identity
 
 PACKAGES = ("mmlm-adapter", "torch", "transformers")
-Keys = tuple[str, ...]
 
 
 @dataclass
 class Asking:
     """The samples of a run, and what each is asked with, by the way it is asked."""
 
-    samples: list[Sample]
-    keys: dict[str, list[Keys]]
-    """Of the images that are shown."""
-    texts: dict[str, list[Marked]]
+    samples: list[Sample] = field(default_factory=list)
+    shots: list[list[Sample]] = field(default_factory=list)
+    """The examples before each."""
+    keys: dict[str, list[Keys]] = field(default_factory=lambda: {way: [] for way in WAYS})
+    """Of the images that are shown, the examples' first."""
+    texts: dict[str, list[Marked]] = field(default_factory=lambda: {way: [] for way in WAYS})
 
     def plan(self, cache: FeatureCache, size: int) -> list[Batch]:
         """Who is asked together. Of those that are asked the very same only the first is."""
@@ -101,12 +102,13 @@ def measure(config: EvalConfig, folder: Path, *, resume: bool = False, overwrite
         if mine:
             check_folder(folder, resume=resume, overwrite=overwrite)
     model = MultimodalLM.from_pretrained(config.model).to(state.device)
-    metrics = metrics_for(task, config.clip)
+    metrics, choose = metrics_for(task, config.clip), Chooser(config)
     prompt = config.prompt or (model.config.caption_prompt if task.name == "caption" else QUESTION)
     task.check_prompt(prompt)
     cache = FeatureCache(model.vision, zoo.home() / "features")
     samples, broken = read_samples(config, task, prompt, model)
-    asking, more = prepare(model, cache, samples)
+    examples = read_examples(config, task, prompt, model, samples)
+    asking, more = prepare(model, cache, samples, examples, choose)
     broken += more
     if state.is_main_process:
         tell(config.data, len(asking.samples), broken, SCORES)
@@ -115,7 +117,7 @@ def measure(config: EvalConfig, folder: Path, *, resume: bool = False, overwrite
     settings = {
         **{name: getattr(config, name) for name in ("task", "data", "split", "subset", "limit", "seed")},
         "prompt": prompt,
-        **{name: getattr(config, name) for name in ("max_new_tokens", "batch", "clip")},
+        **{name: getattr(config, name) for name in ("max_new_tokens", "batch", "clip", *SHOTS)},
         "weights": model.config.weights,
         "frozen": model.config.fingerprint,
         "eyes": cache.folder.name,
@@ -126,7 +128,7 @@ def measure(config: EvalConfig, folder: Path, *, resume: bool = False, overwrite
     with main_writes() as mine:
         if mine:
             start(folder, settings, resume=resume)
-    plan = asking.plan(cache, config.batch)
+    plan = asking.plan(cache, config.together)
     ask(model, cache, task, asking, plan, config, folder)
     found: dict[str, Any] = {}
     with main_writes() as mine:
@@ -161,59 +163,58 @@ def drawn(count: int, config: EvalConfig) -> list[int]:
     return sorted(random.Random(config.seed).sample(every, config.limit)) if 0 < config.limit < count else list(every)
 
 
-def prepare(model: MultimodalLM, cache: FeatureCache, samples: Sequence[Sample]) -> tuple[Asking, list[str]]:
+def read_examples(
+    config: EvalConfig, task: Task, prompt: str, model: MultimodalLM, samples: Sequence[Sample]
+) -> Sequence[Sample]:
+    """What examples may be: the samples of the data that they are from; () if none are shown."""
+    if not config.shots:
+        return ()
+    if (source := config.examples) == config:
+        return samples
+    found, broken = read_samples(source, task, prompt, model)
+    if PartialState().is_main_process and source.data != config.data:
+        tell(f"{source.data}, of which examples are taken", len(found), broken, "`mmlm data check`")
+    return found
+
+
+def prepare(
+    model: MultimodalLM, cache: FeatureCache, samples: Sequence[Sample], examples: Sequence[Sample], choose: Chooser
+) -> tuple[Asking, list[str]]:
     """What each sample is asked with; and why others cannot be asked."""
-    known, broken, kept = encode(cache, samples), list[str](), list[Sample]()
+    known, broken, kept = Known(model, cache), list[str](), list[Sample]()
+    known.add(samples)
     for sample in samples:
-        errors = [error for image in sample.images if isinstance(error := known[identity(image)], ImageError)]
-        if errors:
-            broken.append(f"sample {sample.id!r}: {errors[0]}")
+        if error := known.error(sample):
+            broken.append(f"sample {sample.id!r}: {error}")
+        elif choose.looks and not sample.images:
+            broken.append(f"sample {sample.id!r}: no image to find similar ones by; take examples --shots-by {RANDOM}")
         else:
             kept.append(sample)
-    state = PartialState()
-    if state.num_processes > 1:  # each a share, which the others then find
-        read_images(model, cache, kept[state.process_index :: state.num_processes], "reading text in images")
-        state.wait_for_everyone()
-    its = Asking([], {way: [] for way in WAYS}, {way: [] for way in WAYS})
-    written: dict[Keys, Keys] = {}
-    for sample, words in zip(kept, read_images(model, cache, kept, "reading text in images"), strict=True):
-        keys = tuple(str(known[identity(image)]) for image in sample.images)
+    shots = choose(known, kept, examples)
+    known.read([*kept, *chain.from_iterable(shots)])
+    its = Asking()
+    for sample, shown in zip(kept, shots, strict=True):
         try:
-            true, without = asked(model, sample, written=words), asked(model, blind(sample))
+            whole, without = few(model.config, shown, sample), few(model.config, map(blind, shown), blind(sample))
+            true, none = asked(model, whole, written=known.written(whole)), asked(model, without)
         except ValueError as error:
             broken.append(str(error))
             continue
         its.samples.append(sample)
-        its.keys["true"].append(keys)
+        its.shots.append(shown)
+        its.keys["true"].append(known.keys(whole))
         its.keys["blind"].append(())
         its.texts["true"].append(true)
-        its.texts["blind"].append(without)
-        written[keys] = words
-    its.keys["shuffled"] = shuffle(its.keys["true"])
-    its.texts["shuffled"] = its.texts["true"]
-    if model.processor.reader is not None:
-        shown = zip(its.samples, its.keys["shuffled"], strict=True)
-        its.texts["shuffled"] = [asked(model, sample, written=written[keys]) for sample, keys in shown]
+        its.texts["blind"].append(none)
+    own = [known.keys(sample) for sample in its.samples]
+    images = {keys: sample.images for keys, sample in zip(own, its.samples, strict=True)}
+    for row, keys in enumerate(shuffle(own)):  # of the examples none
+        whole = few(model.config, its.shots[row], replace(its.samples[row], images=images[keys]))
+        its.keys["shuffled"].append(known.keys(whole))
+        reads = model.processor.reader is not None
+        text = asked(model, whole, written=known.written(whole)) if reads else its.texts["true"][row]
+        its.texts["shuffled"].append(text)
     return its, broken
-
-
-def encode(cache: FeatureCache, samples: Sequence[Sample]) -> dict[object, str | ImageError]:
-    """The key of each image in the cache, or why it has none."""
-    state = PartialState()
-    distinct = {identity(image): image for sample in samples for image in sample.images}
-    images = list(distinct.values())
-
-    def added(some: Sequence[Lazy]) -> Iterator[str | ImageError]:
-        bar = tqdm(total=len(some), desc="encoding images", unit="image", disable=not state.is_main_process)
-        with bar:
-            for one in cache.add_all(some):
-                bar.update()
-                yield one
-
-    if state.num_processes > 1:  # each a share, which the others then find
-        deque(added(images[state.process_index :: state.num_processes]), maxlen=0)
-        state.wait_for_everyone()
-    return dict(zip(distinct, added(images), strict=True))
 
 
 def ask(
@@ -265,7 +266,7 @@ def finish(
     said = {way: [its["said"] for its in answers[way]] for way in WAYS}
     scores = score(metrics, said, asking.samples)
     with whole_file(folder / PREDICTIONS) as draft:
-        lines = (json.dumps(line, ensure_ascii=False) for line in predictions(asking.samples, answers, scores))
+        lines = (json.dumps(line, ensure_ascii=False) for line in predictions(asking, answers, scores))
         draft.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     report = {
         "task": task.name,
@@ -283,7 +284,7 @@ def finish(
     return report
 
 
-def predictions(samples: Sequence[Sample], answers: dict[str, list[Answer]], scores: Scores) -> list[dict[str, Any]]:
+def predictions(asking: Asking, answers: dict[str, list[Answer]], scores: Scores) -> list[dict[str, Any]]:
     """The lines of predictions.jsonl."""
     return [
         {
@@ -291,11 +292,12 @@ def predictions(samples: Sequence[Sample], answers: dict[str, list[Answer]], sco
             "kind": sample.kind,
             "images": [str(image) for image in sample.images if isinstance(image, str | Path)],
             "question": sample.question,
+            **({"shots": [one.id for one in shots]} if shots else {}),
             "references": list(right(sample)),
             **{key(way, name): its for way in WAYS for name, its in answers[way][row].items()},
             **{key(way, "scores"): {name: its[row] for name, its in scores.each[way].items()} for way in WAYS},
         }
-        for row, sample in enumerate(samples)
+        for row, (sample, shots) in enumerate(zip(asking.samples, asking.shots, strict=True))
     ]
 
 

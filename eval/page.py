@@ -8,6 +8,7 @@ from typing import Any
 from eval.metrics import OWN
 from eval.report import Card, page, section, table
 from eval.scores import WAYS, Said, Scores
+from eval.settings import SHOTS
 from mmlm.data import Sample
 from vision.files import whole_file
 
@@ -26,6 +27,7 @@ def write_page(
     """
     settings, main = report["settings"], scores.each["true"][report["main"]]
     told = [(name, str(settings[name])) for name in ("model", "data", "prompt", "limit", "seed", "max_new_tokens")]
+    told += [(name, str(settings[name])) for name in SHOTS if settings["shots"]]
     told += [(f"{name} by", how) for name, how in report["metrics"].items() if how != OWN]
     told += [("all other scores by", OWN), ("samples left out", str(len(report["broken"])))]
     told += [(name, str(settings[name])) for name in ("weights", "device", "dtype")] + list(report["versions"].items())

@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,13 @@ from vision.files import write_json
 
 SETTINGS, PARTS = "settings.json", "parts"
 PREDICTIONS, SCORES, REPORT = "predictions.jsonl", "scores.json", "report.html"
+SHOTS = ("shots", "shots_from", "shots_split", "shots_by")
+RANDOM, SIMILAR, CLIP = "random", "similar", "open_clip:"  # how examples are chosen; the last begins a name
 
 
 @dataclass
 class EvalConfig(Source):
-    """One run of `mmlm eval`. ValueError for data by a name that another task measures."""
+    """One run of `mmlm eval`. ValueError for data by a name that another task measures, and examples that cannot be."""
 
     task: str
     """ "caption" or "vqa"."""
@@ -36,21 +38,56 @@ class EvalConfig(Source):
     max_new_tokens: int = 32
     """Of an answer, at the most."""
     batch: int = 96
-    """Samples that are asked together."""
+    """Samples that are asked together; with examples fewer, so that as many images are."""
     clip: str | None = None
     """The model of CLIPScore, as "open_clip:ViT-B-32/openai"; None: captions get no such score."""
+    shots: int = 0
+    """Examples that are shown before each sample."""
+    shots_from: str | None = None
+    """Data that examples are taken from; None: the run's own, of other images than the sample's."""
+    shots_split: str | None = None
+    """Of that data; None: of data by name what is usual, else the run's split where it is the run's own."""
+    shots_by: str = RANDOM
+    """How they are chosen: "random"; "similar", by the model's own features; "open_clip:MODEL/TAG", by that CLIP's."""
 
     def __post_init__(self) -> None:
         if known := benchmark(self.data, self.task):
             self.split = known[1].split if self.split is None else self.split
             self.prompt = known[1].prompt if self.prompt is None else self.prompt
+        if self.shots and (known := benchmark(self.shots_from or self.data, self.task)):
+            self.shots_split = known[1].shots if self.shots_split is None else self.shots_split
+        if self.shots < 0:
+            raise ValueError(f"shots={self.shots} (--shots): takes a whole number from 0 on")
+        if self.shots_by not in (RANDOM, SIMILAR) and not self.shots_by.startswith(CLIP):
+            raise ValueError(f"shots_by={self.shots_by!r} (--shots-by): takes {RANDOM}, {SIMILAR} or {CLIP}MODEL/TAG")
+        for name, usual in zip(SHOTS[1:], (None, None, RANDOM), strict=True):
+            if not self.shots and (its := getattr(self, name)) != usual:
+                raise ValueError(
+                    f"{name}={its!r} (--{name.replace('_', '-')}) is of examples, and none are shown: give shots "
+                    "(--shots), too"
+                )
+
+    @property
+    def examples(self) -> "EvalConfig":
+        """What reads all samples that examples may be."""
+        if self.shots_from is None or self.shots_from == self.data:
+            return replace(self, split=self.shots_split or self.split, limit=0)
+        looked_at: dict[str, Any] = dict.fromkeys(("format", "annotations", "subset"))  # those said are of DATA's
+        return replace(self, data=self.shots_from, split=self.shots_split, limit=0, **looked_at)
+
+    @property
+    def together(self) -> int:
+        """Samples that are asked together."""
+        return max(1, self.batch // (1 + self.shots))
 
     @property
     def folder(self) -> Path:
         """Where the run is kept unless its user says otherwise."""
         known = benchmark(self.data, self.task)
         data = known[0] if known else Path(self.data).name.partition(".")[0]
-        words = (self.task, Path(self.model).name, data, self.subset, self.split)
+        words = [self.task, Path(self.model).name, data, self.subset, self.split]
+        if self.shots:
+            words += [f"{self.shots}-shots", self.shots_by if self.shots_by != RANDOM else ""]
         return Path(RUNS, "eval", "-".join(re.sub(r"[^\w-]+", "", word) for word in words if word))
 
 

@@ -1,6 +1,7 @@
 """Several processes, one run: who writes, what all of them count, and errors that all of them hear of."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -16,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mmlm.launched import processes
 from mmlm.model import MultimodalLM
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 MEETING = timedelta(minutes=1)  # in which processes meet: a launcher starts those anew that do not
 PATIENCE = timedelta(hours=2)  # of processes with each other: the main one looks at the data for all
@@ -89,6 +91,28 @@ def main_first(work: Callable[[], Result]) -> Result:
     with main_writes() as mine:
         found = [work()] if mine else []
     return found[0] if found else work()
+
+
+def main_says(work: Callable[[], Result]) -> Result:
+    """What `work` gives in the main process, where alone it is called, told to every process."""
+    found = list[Result]()
+    with main_writes() as mine:
+        if mine:
+            found.append(work())
+    told = [found]
+    if PartialState().num_processes > 1:
+        broadcast_object_list(told)
+    return told[0][0]
+
+
+def by_shares(work: Callable[[Sequence[Item]], Iterable[Result]], items: Sequence[Item]) -> list[Result]:
+    """What `work` gives for all items. It keeps on disk what takes time: each process does that for a share of them,
+    which the others then find."""
+    state = PartialState()
+    if state.num_processes > 1:
+        deque(work(items[state.process_index :: state.num_processes]), maxlen=0)
+        state.wait_for_everyone()
+    return list(work(items))
 
 
 def check_alone() -> None:

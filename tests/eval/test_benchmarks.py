@@ -19,6 +19,8 @@ def test_each_data_set_has_what_is_usual():
     for name, its in BENCHMARKS.items():
         assert its.split in SETS[name].splits and its.split == LAYOUTS[name].split
         TASKS[its.task].check_prompt(its.prompt or "{question}")
+        assert its.shots in SETS[name].splits if len(SETS[name].splits) > 1 else its.shots is None
+        assert its.shots != its.split
 
 
 @pytest.mark.parametrize(
@@ -49,6 +51,28 @@ def test_what_is_said_stands_and_the_rest_is_usual(name, split, prompt):
     other = ({*TASKS} - {task}).pop()
     with pytest.raises(ValueError, match=rf"{name} is not for `mmlm eval {other}`; take `mmlm eval {task}`"):
         EvalConfig(other, "runs/mine", f"{name}:/data")
+
+
+@pytest.mark.parametrize(
+    ("data", "more", "source", "split"),
+    [
+        ("vqav2:/data", {}, "vqav2:/data", "train"),
+        ("gqa:/data", {"split": "val_all"}, "gqa:/data", "train_balanced"),
+        ("vqav2:/data", {"shots_split": "val"}, "vqav2:/data", "val"),
+        ("okvqa:/data", {"shots_from": "vqav2:/data"}, "vqav2:/data", "train"),
+        ("okvqa:/data", {"shots_from": "train.jsonl"}, "train.jsonl", None),
+        ("val.jsonl", {"shots_from": "vqav2:/data", "format": "jsonl"}, "vqav2:/data", "train"),
+        ("owner/data", {"split": "test", "subset": "some"}, "owner/data", "test"),
+    ],
+)
+def test_examples_are_of_the_split_to_train_on(data, more, source, split):
+    examples = EvalConfig("vqa", "runs/mine", data, shots=4, **more).examples
+    assert (examples.data, examples.split) == (source, split)
+    assert (examples.format, examples.subset) == (None, more.get("subset"))
+
+
+def test_nocaps_has_no_other_split():
+    assert EvalConfig("caption", "runs/mine", "nocaps:/data", shots=4).examples.split == "val"
 
 
 @pytest.mark.parametrize(

@@ -21,13 +21,14 @@ def test_each_command_does_what_it_says(tmp_path, adapter, shapes, answered, mon
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "mine").symlink_to(adapter)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    (tmp_path / "questions.jsonl").write_text(answered.read_text())
+    for name in ("questions.jsonl", "train.jsonl"):
+        (tmp_path / name).write_text(answered.read_text())
     (tmp_path / "pairs").mkdir()
     for path, color, shape in shapes:
         (tmp_path / "pairs" / path.name).symlink_to(path)
         (tmp_path / "pairs" / f"{path.stem}.txt").write_text(f"a {color} {shape}")
     LAYOUTS["vqav2"].write(tmp_path / "data" / "vqa")
-    assert len(COMMANDS) == 6
+    assert len(COMMANDS) == 8
     for command in COMMANDS:
         launcher, *words = shlex.split(command)
         words += [] if "compare" in words else ["--max-new-tokens", "5"]
@@ -39,7 +40,8 @@ def test_each_command_does_what_it_says(tmp_path, adapter, shapes, answered, mon
             assert done.returncode == 0, (command, done.stderr)
     runs = tmp_path / "runs" / "eval"
     assert sorted(path.name for path in runs.iterdir()) == [
-        *("brief", "caption-mine-pairs", "vqa-mine-questions", "vqa-mine-vqav2-val")
+        *("brief", "caption-mine-pairs", "caption-mine-pairs-2-shots-similar"),
+        *("vqa-mine-questions", "vqa-mine-questions-4-shots", "vqa-mine-vqav2-val"),
     ]
     assert {path.name for path in (runs / "brief").iterdir()} >= {
         *("predictions.jsonl", "scores.json", "report.html", "settings.json", "parts", "compare.html")

@@ -31,7 +31,7 @@ def test_questions_are_answered_in_three_ways(finished, adapter, questions, shap
     for line, row, image in zip(found, rows, [image for image, *_ in shapes for _ in range(2)], strict=True):
         question = row["question"]
         assert line["question"] == question and line["references"] == row["answers"]
-        assert line["images"] == [str(image)]
+        assert line["images"] == [str(image)] and "shots" not in line
         assert line["said"] == wanted[image, question] and line["said_blind"] == unseen[question]
         assert line["said_shuffled"] in [wanted[other, question] for other, *_ in shapes if other != image]
     assert len({line["said"] for line in found}) > 6 > len({line["said_blind"] for line in found}) == 2
