@@ -9,7 +9,7 @@
 
 A message's content is a string, with `<image>` where an image stands, or a list of parts, of which an image may have
 its "image", "path" or "url" in it. Every assistant's message is learnt, unless it has "learnt": false or "weight": 0.
-"id", "references" and "kind" are those of the sample; all else is left aside.
+"id", "references", "kind" and "choices" are those of the sample; all else is left aside.
 """
 
 import json
@@ -57,7 +57,9 @@ class RowReader:
             what = f"has {' and '.join(said)}, and it is unclear which is meant" if said else "nothing is said in it"
             raise ValueError(f"{what}; it takes one of {', '.join(TEXTS)}, and its fields are {brief(list(row))}")
         id, kind = str(row.get("id", id)), string(row.get("kind", ""), "kind")
-        references = tuple(string(one, "references") for one in listed(row.get("references", []), "references"))
+        references, choices = (
+            tuple(string(one, name) for one in listed(row.get(name, []), name)) for name in ("references", "choices")
+        )
         if images is None:
             names = [name for name in IMAGES if name in row]
             if len(names) > 1:
@@ -66,14 +68,16 @@ class RowReader:
         match said[0]:
             case "question":
                 answer, others = answers_of(row)
-                return Sample.pair(id, images, string(row["question"], "question"), answer, references or others, kind)
+                asks = string(row["question"], "question")
+                return Sample.pair(id, images, asks, answer, references or others, kind, choices)
             case "text" | "caption":
                 answer = learnt(row[said[0]], said[0])
-                return Sample.pair(id, images, self.prompt, answer, references or (answer,), kind or "caption")
+                its = references or (answer,)
+                return Sample.pair(id, images, self.prompt, answer, its, kind or "caption", choices)
         turns, shown = self.chat(listed(row[said[0]], said[0]), said[0])
         if shown and images:
             raise ValueError(f"images are in its {said[0]} and beside them; leave them out of one")
-        return Sample(id, tuple(shown or images), tuple(turns), references, kind)
+        return Sample(id, tuple(shown or images), tuple(turns), references, kind, choices)
 
     def image(self, value: Any, field: str) -> Lazy:
         """An image that is named in a row."""
@@ -146,6 +150,8 @@ def row_of(sample: Sample, images: Sequence[str]) -> dict[str, Any]:
             ]
     if sample.references:
         row["references"] = list(sample.references)
+    if sample.choices:
+        row["choices"] = list(sample.choices)
     return row | ({"kind": sample.kind} if sample.kind else {})
 
 

@@ -38,6 +38,8 @@ class Sample:
     """All right answers, to score against."""
     kind: str = ""
     """Group in reports: "yes/no", "shape", ..."""
+    choices: tuple[str, ...] = ()
+    """Answers among which one is right, where a data set has such."""
 
     def __post_init__(self) -> None:
         learnt = [turn for turn in self.turns if turn.learnt]
@@ -66,10 +68,11 @@ class Sample:
         answer: str,
         references: Sequence[str] = (),
         kind: str = "",
+        choices: Sequence[str] = (),
     ) -> "Sample":
         """A question and its answer, which is learnt; a caption is the answer to what asks for one."""
         turns = Turn("user", question), Turn("assistant", answer, True)
-        return cls(id, tuple(images), turns, tuple(references), kind)
+        return cls(id, tuple(images), turns, tuple(references), kind, tuple(choices))
 
     @property
     def marks(self) -> int:

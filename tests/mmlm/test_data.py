@@ -142,7 +142,7 @@ def test_jsonl(here, png):
         {"images": ["0.png", str(here / "2.png")], "messages": CHAT},
         {"image": "0.png", "question": "Which?", "answer": "cat", "answers": ["cat", "a cat"], "kind": "what"},
         {"image": ["0.png"], "question": "Which?", "answers": ["dog", "cat", {"answer": "cat"}]},
-        {"question": "1 + 1?", "answer": "2", "image": None},
+        {"question": "1 + 1?", "answer": "2", "image": None, "choices": ["1", "2"]},
     )
     zero, one, two = (str(here / f"{number}.png") for number in range(3))
     wanted = [
@@ -151,7 +151,7 @@ def test_jsonl(here, png):
         Sample("5", (zero, two), TURNS),
         Sample.pair("6", (zero,), "Which?", "cat", ("cat", "a cat"), "what"),
         Sample.pair("7", (zero,), "Which?", "cat", ("dog", "cat", "cat")),
-        Sample.pair("8", (), "1 + 1?", "2"),
+        Sample.pair("8", (), "1 + 1?", "2", choices=("1", "2")),
     ]
     assert holds(open_data(path), wanted, "jsonl")
     assert open_data(here)[0] == wanted[0], "the only one in its folder"
@@ -213,6 +213,8 @@ BROKEN = {
     '{"image": "a.png", "question": "a"}': "question without an answer",
     '{"image": "a.png", "question": "a", "answers": "b"}': "answers: 'b' is no list",
     '{"image": "a.png", "text": "a", "references": [1]}': "references: 1 is no text",
+    '{"image": "a.png", "text": "a", "choices": "a"}': "choices: 'a' is no list",
+    '{"image": "a.png", "text": "a", "choices": [1]}': "choices: 1 is no text",
     '{"image": "a.png", "text": "an <image>"}': "sample '1': <image> in what is learnt ('an <image>')",
     '{"messages": "a"}': "messages: 'a' is no list",
     '{"messages": []}': "sample '1': nothing to learn in it",
@@ -291,7 +293,8 @@ def samples(draw):
     turns = [*turns, *draw(st.lists(answer, max_size=2)), Turn("assistant", draw(spoken), True)]
     if paths and draw(st.booleans()):
         turns.insert(0, Turn("user", draw(words).join(["<image>"] * len(paths))))
-    return Sample(draw(words), tuple(paths), tuple(turns), tuple(draw(st.lists(words, max_size=2))), draw(words))
+    references, choices = (tuple(draw(st.lists(words, max_size=2))) for _ in range(2))
+    return Sample(draw(words), tuple(paths), tuple(turns), references, draw(words), choices)
 
 
 @given(sample=samples())
@@ -481,6 +484,7 @@ fields = st.sampled_from(
         "type",
         "references",
         "kind",
+        "choices",
         "data_subtype",
     ]
 )
