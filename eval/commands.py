@@ -51,6 +51,7 @@ def _add_run(parser: ArgumentParser, task: str, prompt: str) -> None:
     parser.add_argument("--max-new-tokens", type=count, default=32, metavar="N", help="longest answer, in tokens (32)")
     parser.add_argument("--batch", type=count, default=96, metavar="N", help="samples that are asked together (96)")
     add_shots(parser)
+    _add_answering(parser)
     parser.add_argument("--out", metavar="FOLDER", help=f"where the run is kept (runs/eval/{task}-MODEL-DATA)")
     parser.add_argument("--resume", action="store_true", help="go on with the run that is there")
     parser.add_argument("--overwrite", action="store_true", help="start the run that is there over")
@@ -60,6 +61,21 @@ def _add_run(parser: ArgumentParser, task: str, prompt: str) -> None:
         help="exit with 3 unless the images gain something over shuffled ones, and over none",
     )
     parser.set_defaults(run=run_task, task=task)
+
+
+def _add_answering(parser: ArgumentParser) -> None:
+    """How samples are answered, if not greedily."""
+    parser.add_argument(
+        "--best-of", type=count, default=1, metavar="N", help="draw N answers and take the best (1: the greedy one)"
+    )
+    parser.add_argument(
+        "--verifier",
+        default="self",
+        metavar="NAME",
+        help="what scores them: self (mean log-probability) or open_clip:MODEL/TAG, where TAG may be a path (self)",
+    )
+    parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="of what is drawn (1)")
+    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="share that is drawn from (1)")
 
 
 def add_shots(parser: ArgumentParser) -> None:

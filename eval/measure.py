@@ -19,16 +19,19 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from eval import parts
-from eval.answering import Answer, Together, answerer
+from eval.answering import answerer
+from eval.best import score_best
 from eval.known import Keys, Known
 from eval.metrics import OWN, Metrics, metrics_for
 from eval.page import write_page
 from eval.parts import Batch, Part
+from eval.plots import check_matplotlib
 from eval.run import alike, batches, shuffle
 from eval.scores import WAYS, Scores, score
 from eval.settings import PREDICTIONS, RANDOM, REPORT, SCORES, SHOTS, EvalConfig, check_folder, start
 from eval.shots import Chooser, few
 from eval.tasks import QUESTION, TASKS, Task, blind, by_image, right
+from eval.together import Answer, Answerer, Together
 from mmlm import zoo
 from mmlm.data import Sample
 from mmlm.data.rows import SampleError
@@ -53,6 +56,10 @@ class Asking:
     keys: dict[str, list[Keys]] = field(default_factory=lambda: {way: [] for way in WAYS})
     """Of the images that are shown, the examples' first."""
     texts: dict[str, list[Marked]] = field(default_factory=lambda: {way: [] for way in WAYS})
+    shown: dict[str, list[Sample]] = field(default_factory=lambda: {way: [] for way in WAYS})
+    """The samples with the images that they are shown, and with the examples."""
+    written: dict[str, list[tuple[str, ...]]] = field(default_factory=lambda: {way: [] for way in WAYS})
+    """What is written in the images that are shown."""
 
     def plan(self, cache: FeatureCache, size: int) -> list[Batch]:
         """Who is asked together. Of those that are asked the very same only the first is."""
@@ -70,9 +77,13 @@ class Asking:
     def together(self, way: str, rows: Sequence[int], seed: int) -> Together:
         """A batch, as it is asked; what is drawn for it follows from the seed and from what it is of."""
         drawn = hashlib.blake2b(repr((seed, way, rows)).encode(), digest_size=4).digest()
+        shown = [self.shown[way][row] for row in rows]
+        before = [sum(len(one.images) for one in self.shots[row]) for row in rows]
         return Together(
-            [self.samples[row] for row in rows],
+            shown,
+            [sample.images[count:] for sample, count in zip(shown, before, strict=True)],
             [self.keys[way][row] for row in rows],
+            [self.written[way][row] for row in rows],
             [self.texts[way][row] for row in rows],
             int.from_bytes(drawn),
         )
@@ -98,6 +109,8 @@ def measure(config: EvalConfig, folder: Path, *, resume: bool = False, overwrite
     FileExistsError, FileNotFoundError or ValueError for a folder, model, data or settings that do not fit.
     """
     state, task = meet(), TASKS[config.task]
+    if config.best_of > 1:
+        check_matplotlib()  # rather than after some hours
     with main_writes() as mine:
         if mine:
             check_folder(folder, resume=resume, overwrite=overwrite)
@@ -106,6 +119,7 @@ def measure(config: EvalConfig, folder: Path, *, resume: bool = False, overwrite
     prompt = config.prompt or (model.config.caption_prompt if task.name == "caption" else QUESTION)
     task.check_prompt(prompt)
     cache = FeatureCache(model.vision, zoo.home() / "features")
+    reply = answerer(model, cache, config)
     samples, broken = read_samples(config, task, prompt, model)
     examples = read_examples(config, task, prompt, model, samples)
     asking, more = prepare(model, cache, samples, examples, choose)
@@ -118,6 +132,7 @@ def measure(config: EvalConfig, folder: Path, *, resume: bool = False, overwrite
         **{name: getattr(config, name) for name in ("task", "data", "split", "subset", "limit", "seed")},
         "prompt": prompt,
         **{name: getattr(config, name) for name in ("max_new_tokens", "batch", "clip", *SHOTS)},
+        **config.how,
         "weights": model.config.weights,
         "frozen": model.config.fingerprint,
         "eyes": cache.folder.name,
@@ -129,7 +144,7 @@ def measure(config: EvalConfig, folder: Path, *, resume: bool = False, overwrite
         if mine:
             start(folder, settings, resume=resume)
     plan = asking.plan(cache, config.together)
-    ask(model, cache, task, asking, plan, config, folder)
+    ask(reply, task, asking, plan, config, folder)
     found: dict[str, Any] = {}
     with main_writes() as mine:
         if mine:
@@ -206,20 +221,24 @@ def prepare(
         its.keys["blind"].append(())
         its.texts["true"].append(true)
         its.texts["blind"].append(none)
+        its.shown["true"].append(whole)
+        its.shown["blind"].append(without)
+        its.written["true"].append(known.written(whole))
+        its.written["blind"].append(())
     own = [known.keys(sample) for sample in its.samples]
     images = {keys: sample.images for keys, sample in zip(own, its.samples, strict=True)}
     for row, keys in enumerate(shuffle(own)):  # of the examples none
         whole = few(model.config, its.shots[row], replace(its.samples[row], images=images[keys]))
         its.keys["shuffled"].append(known.keys(whole))
+        its.shown["shuffled"].append(whole)
+        its.written["shuffled"].append(words := known.written(whole))
         reads = model.processor.reader is not None
-        text = asked(model, whole, written=known.written(whole)) if reads else its.texts["true"][row]
-        its.texts["shuffled"].append(text)
+        its.texts["shuffled"].append(asked(model, whole, written=words) if reads else its.texts["true"][row])
     return its, broken
 
 
 def ask(
-    model: MultimodalLM,
-    cache: FeatureCache,
+    reply: Answerer,
     task: Task,
     asking: Asking,
     plan: Sequence[Batch],
@@ -231,7 +250,6 @@ def ask(
     done = parts.read(folder)
     left = [batch for batch in plan if batch not in done]
     state.wait_for_everyone()  # until all have seen what is left
-    reply = answerer(model, cache, config)
     part, so_far = Part(folder, state.process_index), {way: list[float]() for way in WAYS}
     mine = left[state.process_index :: state.num_processes]
     with tqdm(mine, desc="asking", unit="batch", disable=not state.is_main_process) as bar:
@@ -274,6 +292,7 @@ def finish(
         "n": len(asking.samples),
         "scores": scores.table,
         "kinds": scores.kinds,
+        **score_best(task, answers, [right(sample) for sample in asking.samples], folder),
         "broken": list(broken),
         "metrics": dict.fromkeys(scores.table, OWN) | dict(metrics.how),
         "settings": settings,

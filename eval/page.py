@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from eval.metrics import OWN
-from eval.report import Card, page, section, table
+from eval.report import Card, figure, page, section, table
 from eval.scores import WAYS, Said, Scores
-from eval.settings import SHOTS
+from eval.settings import PLOT, SHOTS
 from mmlm.data import Sample
 from vision.files import whole_file
 
 MANY = 12  # cards of a section
 HEAD = ("score", "n", "its images", "shuffled", "no image", "gained over shuffled", "gained over none")
+BEST = ("best of", *HEAD[1:], "its images, best by score")
 
 
 def write_page(
@@ -28,10 +29,13 @@ def write_page(
     settings, main = report["settings"], scores.each["true"][report["main"]]
     told = [(name, str(settings[name])) for name in ("model", "data", "prompt", "limit", "seed", "max_new_tokens")]
     told += [(name, str(settings[name])) for name in SHOTS if settings["shots"]]
+    told += [(name, str(settings[name])) for name in told_of(settings)]
     told += [(f"{name} by", how) for name, how in report["metrics"].items() if how != OWN]
     told += [("all other scores by", OWN), ("samples left out", str(len(report["broken"])))]
     told += [(name, str(settings[name])) for name in ("weights", "device", "dtype")] + list(report["versions"].items())
     body = table(rows_of(report["scores"]), HEAD)
+    if best := report.get("best_of"):
+        body += table(best_rows(best, report["main"]), BEST) + figure(path.with_name(PLOT))
     if report["kinds"]:
         by_kind = {kind: its[report["main"]] for kind, its in report["kinds"].items()}
         body += table(rows_of(by_kind), (report["main"], *HEAD[1:]))
@@ -46,6 +50,11 @@ def write_page(
     about = f"{report['n']:,} samples. In parentheses: 95% intervals."
     with whole_file(path) as draft:
         draft.write_text(page(f"{report['task']}: {settings['model']} on {settings['data']}", about, body), "utf-8")
+
+
+def told_of(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Settings that say how answers come about, if not greedily."""
+    return ("best_of", "verifier", "temperature", "top_p") if settings["best_of"] > 1 else ()
 
 
 def card(sample: Sample, row: int, said: Said, scores: Scores) -> Card:
@@ -68,6 +77,12 @@ def rows_of(scores: Mapping[str, Any]) -> list[tuple[str, ...]]:
     ]
 
 
+def best_rows(best: Mapping[str, Any], main: str) -> list[tuple[str, ...]]:
+    """The cells of a table of the main score of the best of so many answers, with what the best by that would score."""
+    rows = rows_of({f"{main}, {k}": its for k, its in best.items()})
+    return [(*row, cell(its["oracle"]["true"])) for row, its in zip(rows, best.values(), strict=True)]
+
+
 def cell(its: Mapping[str, float], sign: str = "") -> str:
     """A score with its interval."""
     return f"{its['value']:{sign}.3f} ({its['low']:{sign}.3f} to {its['high']:{sign}.3f})"
@@ -75,7 +90,10 @@ def cell(its: Mapping[str, float], sign: str = "") -> str:
 
 def summary(report: Mapping[str, Any]) -> str:
     """The scores for the terminal."""
-    return aligned([HEAD[:5], *(row[:5] for row in rows_of(report["scores"]))])
+    said = aligned([HEAD[:5], *(row[:5] for row in rows_of(report["scores"]))])
+    if best := report.get("best_of"):
+        said += f"\n\n{aligned([(*row[:5], row[-1]) for row in (BEST, *best_rows(best, report['main']))])}"
+    return said
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:

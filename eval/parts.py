@@ -9,8 +9,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.answering import Answer
 from eval.settings import PARTS
+from eval.together import Answer
 
 Batch = tuple[str, tuple[int, ...]]
 """The way it is asked, and which samples."""

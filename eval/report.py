@@ -66,6 +66,11 @@ def section(title: str, cards: Sequence[Card]) -> str:
     return f"<h2>{html.escape(title)}</h2><div class=cards>{''.join(map(_card, cards))}</div>"
 
 
+def figure(path: Path) -> str:
+    """A PNG file, as HTML."""
+    return f'<p><img src="{address(path.read_bytes())}" alt="">'
+
+
 def _card(card: Card) -> str:
     sample = card.sample
     references = " · ".join(sample.references[:3] or (sample.answer,))
@@ -85,4 +90,9 @@ def thumbnail(image: Source) -> str:
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return address(buffer.getvalue())
+
+
+def address(png: bytes) -> str:
+    """A PNG as a data address."""
+    return "data:image/png;base64," + base64.b64encode(png).decode()

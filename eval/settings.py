@@ -9,19 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from eval.benchmarks import benchmark
+from eval.how import CLIP, How
 from mmlm.data.source import Source
 from mmlm.names import RUNS
 from vision.files import write_json
 
 SETTINGS, PARTS = "settings.json", "parts"
 PREDICTIONS, SCORES, REPORT = "predictions.jsonl", "scores.json", "report.html"
+PLOT = "best-of.png"
 SHOTS = ("shots", "shots_from", "shots_split", "shots_by")
-RANDOM, SIMILAR, CLIP = "random", "similar", "open_clip:"  # how examples are chosen; the last begins a name
+RANDOM, SIMILAR = "random", "similar"  # how examples are chosen, unless by a CLIP
 
 
 @dataclass
-class EvalConfig(Source):
-    """One run of `mmlm eval`. ValueError for data by a name that another task measures, and examples that cannot be."""
+class EvalConfig(Source, How):
+    """One run of `mmlm eval`. ValueError for data by a name that another task measures, and for what cannot be."""
 
     task: str
     """ "caption" or "vqa"."""
@@ -38,7 +40,8 @@ class EvalConfig(Source):
     max_new_tokens: int = 32
     """Of an answer, at the most."""
     batch: int = 96
-    """Samples that are asked together; with examples fewer, so that as many images are."""
+    """Samples that are asked together; with examples fewer, so that as many images are. Nor are more answers drawn at
+    once."""
     clip: str | None = None
     """The model of CLIPScore, as "open_clip:ViT-B-32/openai"; None: captions get no such score."""
     shots: int = 0
@@ -51,6 +54,7 @@ class EvalConfig(Source):
     """How they are chosen: "random"; "similar", by the model's own features; "open_clip:MODEL/TAG", by that CLIP's."""
 
     def __post_init__(self) -> None:
+        self.check_how()
         if known := benchmark(self.data, self.task):
             self.split = known[1].split if self.split is None else self.split
             self.prompt = known[1].prompt if self.prompt is None else self.prompt
@@ -88,6 +92,7 @@ class EvalConfig(Source):
         words = [self.task, Path(self.model).name, data, self.subset, self.split]
         if self.shots:
             words += [f"{self.shots}-shots", self.shots_by if self.shots_by != RANDOM else ""]
+        words.append(self.called)
         return Path(RUNS, "eval", "-".join(re.sub(r"[^\w-]+", "", word) for word in words if word))
 
 
@@ -122,7 +127,7 @@ def start(folder: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
                 )
         return
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (SCORES, REPORT, PREDICTIONS):
+    for name in (SCORES, REPORT, PREDICTIONS, PLOT):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / PARTS, ignore_errors=True)
     write_json(folder / SETTINGS, settings)  # the last: a kill before leaves the run that was there, to be resumed

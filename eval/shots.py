@@ -11,8 +11,9 @@ from itertools import islice
 
 from tqdm import tqdm
 
+from eval.how import CLIP
 from eval.known import Known
-from eval.settings import CLIP, RANDOM, EvalConfig
+from eval.settings import RANDOM, EvalConfig
 from eval.similar import ClipLook, OwnLook, Similar
 from eval.tasks import blind
 from mmlm import zoo

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from eval.answers import anls_each, exact_each, relaxed_each
-from eval.captions import caption_metrics
+from eval.captions import caption_metrics, cider_each
 from eval.intervals import Measured
 from eval.paired import References
 from eval.vqa import accuracy_each
@@ -24,8 +24,10 @@ class Task:
     """The score that samples are ranked by, and that is to fall without the right image."""
     running: str
     """The one that progress shows: a mean of the samples', each by itself."""
+    each: Callable[[Sequence[str], References], list[float]]
+    """The main score of each sample."""
     metrics: Callable[[Sequence[str], References], dict[str, Measured]]
-    """All of them, of 0 to 1 but CIDEr."""
+    """All scores, of 0 to 1 but CIDEr."""
 
     def check_prompt(self, prompt: str) -> None:
         """ValueError for a template that asks nothing, or the same of every sample that has a question of its own."""
@@ -81,7 +83,7 @@ def answer_metrics(said: Sequence[str], references: References) -> dict[str, Mea
 TASKS = {
     task.name: task
     for task in (
-        Task("caption", "cider", "rouge_l", caption_metrics),
-        Task("vqa", "accuracy", "accuracy", answer_metrics),
+        Task("caption", "cider", "rouge_l", cider_each, caption_metrics),
+        Task("vqa", "accuracy", "accuracy", accuracy_each, answer_metrics),
     )
 }

@@ -4,7 +4,7 @@ Inference-time compute of the generator-verifier kind: Cobbe et al. 2021, arXiv:
 arXiv:2408.03314. N answers, T tokens of the longest, V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,12 +61,7 @@ def best_of(
     tokens = out.sequences[:, batch["input_ids"].shape[1] :]
     texts = [text.strip() for text in model.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
     if verifier is None:
-        ends = model.setting(kwargs, "eos_token_id")
-        ends = [] if ends is None else torch.as_tensor(ends).flatten().tolist()
-        logits = torch.stack(out.logits, 1)
-        scores: Sequence[float] = mean_log_probability(
-            logits, tokens, ends, model.setting(kwargs, "pad_token_id")
-        ).tolist()
+        scores: Sequence[float] = own_scores(model, out.logits, tokens, kwargs)
     else:
         [shown] = images_of_rows(images, [prompt])
         scores = [float(score) for score in verifier(shown, prompt, texts)]
@@ -75,6 +70,15 @@ def best_of(
     if len(scores) != len(texts):
         raise ValueError(f"the verifier gave {len(scores)} scores for {len(texts)} answers: it must give one for each")
     return Best(sorted(zip(texts, scores, strict=True), key=lambda pair: -pair[1]))
+
+
+def own_scores(model: MultimodalLM, logits: Sequence[Tensor], tokens: Tensor, kwargs: Mapping[str, Any]) -> list[float]:
+    """Mean log-probability of each answer's tokens [N, T], from `generate`'s T logits [N, V] and keyword arguments."""
+    ends, pad = model.setting(kwargs, "eos_token_id"), model.setting(kwargs, "pad_token_id")
+    ends = [] if ends is None else torch.as_tensor(ends).flatten().tolist()
+    rows = range(len(tokens))  # one at a time: a batch's logits take much room, and would take it thrice
+    each = (torch.stack([step[row : row + 1] for step in logits], 1) for row in rows)
+    return [mean_log_probability(its, tokens[[row]], ends, pad).item() for row, its in zip(rows, each, strict=True)]
 
 
 def mean_log_probability(logits: Tensor, tokens: Tensor, ends: list[int], pad: int | None = None) -> Tensor:
