@@ -1,5 +1,6 @@
 """How samples that are asked together are answered: greedily, unless the run says otherwise."""
 
+from eval.rank import ranking
 from eval.run import answer
 from eval.sampled import sampling
 from eval.settings import EvalConfig
@@ -11,6 +12,8 @@ from vision.features import FeatureCache
 
 def answerer(model: MultimodalLM, cache: FeatureCache, config: EvalConfig) -> Answerer:
     """What answers the samples of a run. ValueError for a verifier that cannot be had."""
+    if config.rank:
+        return ranking(model, cache, config)
     if config.best_of > 1:
         return sampling(model, cache, config)
 

@@ -76,6 +76,16 @@ def _add_answering(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="of what is drawn (1)")
     parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="share that is drawn from (1)")
+    parser.add_argument(
+        "--rank",
+        nargs="?",
+        const="mean",
+        choices=("mean", "sum"),
+        help="say nothing, rank each sample's options by log-likelihood: mean over tokens, or sum (mean)",
+    )
+    parser.add_argument(
+        "--choices", type=options, default=(), metavar="A,B,...", help="options of samples that have none of their own"
+    )
 
 
 def add_shots(parser: ArgumentParser) -> None:
@@ -131,6 +141,11 @@ def run_task(args: Namespace) -> int:
         print(f"mmlm: {why}", file=sys.stderr)
         return UNGROUNDED
     return 0
+
+
+def options(word: str) -> tuple[str, ...]:
+    """ "red, green" -> both."""
+    return tuple(one.strip() for one in word.split(","))
 
 
 def compare(parser: ArgumentParser) -> None:

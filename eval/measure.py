@@ -26,6 +26,7 @@ from eval.metrics import OWN, Metrics, metrics_for
 from eval.page import write_page
 from eval.parts import Batch, Part
 from eval.plots import check_matplotlib
+from eval.rank import with_options
 from eval.run import alike, batches, shuffle
 from eval.scores import WAYS, Scores, score
 from eval.settings import PREDICTIONS, RANDOM, REPORT, SCORES, SHOTS, EvalConfig, check_folder, start
@@ -72,7 +73,7 @@ class Asking:
 
     def firsts(self, way: str) -> list[int]:
         """For each sample the first that is asked the same."""
-        return alike(self.keys[way], self.texts[way])
+        return alike(self.keys[way], self.texts[way], [sample.choices for sample in self.samples])
 
     def together(self, way: str, rows: Sequence[int], seed: int) -> Together:
         """A batch, as it is asked; what is drawn for it follows from the seed and from what it is of."""
@@ -93,7 +94,7 @@ class Asking:
         found = hashlib.blake2b(digest_size=16)
         for row, sample in enumerate(self.samples):
             shown = [[self.keys[way][row], self.texts[way][row].ids, self.texts[way][row].index] for way in WAYS]
-            found.update(json.dumps([sample.id, sample.kind, right(sample), shown]).encode())
+            found.update(json.dumps([sample.id, sample.kind, right(sample), sample.choices, shown]).encode())
         return found.hexdigest()
 
 
@@ -163,7 +164,7 @@ def read_samples(config: EvalConfig, task: Task, prompt: str, model: MultimodalL
         try:
             if isinstance(one, SampleError):
                 raise one
-            samples.append(task.asked(one, prompt))
+            samples.append(with_options(task.asked(one, prompt), config, model.processor.mark))
         except ValueError as error:
             broken.append(rows.blame(number, error))
     if captions:

@@ -54,6 +54,8 @@ def write_page(
 
 def told_of(settings: Mapping[str, Any]) -> tuple[str, ...]:
     """Settings that say how answers come about, if not greedily."""
+    if settings["rank"]:
+        return ("rank", "choices")
     return ("best_of", "verifier", "temperature", "top_p") if settings["best_of"] > 1 else ()
 
 

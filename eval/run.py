@@ -77,7 +77,8 @@ def predict(
         keys = shuffle(keys)
     texts = [asked(model, sample, written=found[shown]) for sample, shown in zip(samples, keys, strict=True)]
     prefixes = prefixes or Prefixes(model.decoder)
-    firsts, kinds = alike(keys, texts), [sample.kind for sample in samples]
+    firsts = alike(keys, texts, [sample.choices for sample in samples])
+    kinds = [sample.kind for sample in samples]
     answers: dict[int, str] = {}
     for rows in tqdm(batches(cache, list(dict.fromkeys(firsts)), kinds, keys, texts, BATCH), desc=say, unit="batch"):
         said = answer(model, cache, [keys[i] for i in rows], [texts[i] for i in rows], prefixes, max_new_tokens)
@@ -85,11 +86,11 @@ def predict(
     return [answers[first] for first in firsts]
 
 
-def alike(keys: Sequence[tuple[str, ...]], texts: Sequence[Marked]) -> list[int]:
-    """For each sample the first that is asked the very same."""
+def alike(keys: Sequence[tuple[str, ...]], texts: Sequence[Marked], choices: Sequence[tuple[str, ...]]) -> list[int]:
+    """For each sample the first that is asked the very same, with the same options."""
     first: dict[tuple[object, ...], int] = {}
-    each = enumerate(zip(keys, texts, strict=True))
-    return [first.setdefault((its, tuple(text.ids), tuple(text.index)), row) for row, (its, text) in each]
+    each = enumerate(zip(keys, texts, choices, strict=True))
+    return [first.setdefault((its, tuple(text.ids), tuple(text.index), of), row) for row, (its, text, of) in each]
 
 
 def batches(

@@ -40,8 +40,8 @@ class EvalConfig(Source, How):
     max_new_tokens: int = 32
     """Of an answer, at the most."""
     batch: int = 96
-    """Samples that are asked together; with examples fewer, so that as many images are. Nor are more answers drawn at
-    once."""
+    """Samples that are asked together; with examples fewer, so that as many images are. Nor are more answers drawn, or
+    options read, at once."""
     clip: str | None = None
     """The model of CLIPScore, as "open_clip:ViT-B-32/openai"; None: captions get no such score."""
     shots: int = 0
@@ -75,9 +75,9 @@ class EvalConfig(Source, How):
     def examples(self) -> "EvalConfig":
         """What reads all samples that examples may be."""
         if self.shots_from is None or self.shots_from == self.data:
-            return replace(self, split=self.shots_split or self.split, limit=0)
+            return replace(self, split=self.shots_split or self.split, limit=0, rank=None, choices=())
         looked_at: dict[str, Any] = dict.fromkeys(("format", "annotations", "subset"))  # those said are of DATA's
-        return replace(self, data=self.shots_from, split=self.shots_split, limit=0, **looked_at)
+        return replace(self, data=self.shots_from, split=self.shots_split, limit=0, rank=None, choices=(), **looked_at)
 
     @property
     def together(self) -> int:

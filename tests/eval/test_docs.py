@@ -28,7 +28,7 @@ def test_each_command_does_what_it_says(tmp_path, adapter, shapes, answered, mon
         (tmp_path / "pairs" / path.name).symlink_to(path)
         (tmp_path / "pairs" / f"{path.stem}.txt").write_text(f"a {color} {shape}")
     LAYOUTS["vqav2"].write(tmp_path / "data" / "vqa")
-    assert len(COMMANDS) == 9
+    assert len(COMMANDS) == 10
     for command in COMMANDS:
         launcher, *words = shlex.split(command)
         words += [] if "compare" in words else ["--max-new-tokens", "5"]
@@ -41,10 +41,11 @@ def test_each_command_does_what_it_says(tmp_path, adapter, shapes, answered, mon
     runs = tmp_path / "runs" / "eval"
     assert sorted(path.name for path in runs.iterdir()) == [
         *("brief", "caption-mine-pairs", "caption-mine-pairs-2-shots-similar", "vqa-mine-questions"),
-        *("vqa-mine-questions-4-shots", "vqa-mine-questions-best-of-8"),
+        *("vqa-mine-questions-4-shots", "vqa-mine-questions-best-of-8", "vqa-mine-questions-rank-mean"),
         "vqa-mine-vqav2-val",
     ]
     assert (runs / "vqa-mine-questions-best-of-8" / "best-of.png").exists()
+    assert '"options": {"red": [' in (runs / "vqa-mine-questions-rank-mean" / "predictions.jsonl").read_text()
     assert {path.name for path in (runs / "brief").iterdir()} >= {
         *("predictions.jsonl", "scores.json", "report.html", "settings.json", "parts", "compare.html")
     }

@@ -24,10 +24,10 @@ mmlm data prune DATA OUT --split --format --images --annotations --subset --prom
 --clip --least
 mmlm eval caption MODEL DATA --split --format --images --annotations --subset --prompt --urls --limit --seed \
 --max-new-tokens --batch --shots --shots-from --shots-split --shots-by --best-of --verifier --temperature --top-p \
---out --resume --overwrite --require-grounded --clip
+--rank --choices --out --resume --overwrite --require-grounded --clip
 mmlm eval vqa MODEL DATA --split --format --images --annotations --subset --prompt --urls --limit --seed \
 --max-new-tokens --batch --shots --shots-from --shots-split --shots-by --best-of --verifier --temperature --top-p \
---out --resume --overwrite --require-grounded
+--rank --choices --out --resume --overwrite --require-grounded
 mmlm eval compare A B --out
 mmlm eval zener MODEL --k --cards --limit --seed --size --out
 mmlm finetune CONFIG --run --resume --overwrite --steps --log_every --save_every --keep --trouble --spike --broken \
