@@ -16,34 +16,35 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from eval.intervals import Measured, Numbers
-from eval.paired import References
 from eval.plots import plot_best
 from eval.sampled import ranked
-from eval.scores import WAYS, Table, tabled
+from eval.scores import WAYS, Table, shown, tabled
 from eval.settings import PLOT
-from eval.tasks import Task
+from eval.tasks import Task, right
 from eval.together import Answer
+from mmlm.data import Sample
 
 ORACLE = "oracle"
 
 
 def score_best(
-    task: Task, answers: Mapping[str, Sequence[Answer]], references: References, folder: Path
+    task: Task, answers: Mapping[str, Sequence[Answer]], samples: Sequence[Sample], folder: Path
 ) -> dict[str, Any]:
     """What scores.json tells of drawn answers, as `best_of`; their plot is written, too. {} if none were drawn.
 
     Args:
-        answers, references: to each sample; answers by way.
+        answers: to each sample, by way.
     """
     if "drawn" not in answers["true"][0]:
         return {}
-    found = against_n(task, answers, references)
+    found = against_n(task, answers, samples)
     plot_best(found, task.main, folder / PLOT)
     return {"best_of": found}
 
 
-def against_n(task: Task, answers: Mapping[str, Sequence[Answer]], references: References) -> Table:
+def against_n(task: Task, answers: Mapping[str, Sequence[Answer]], samples: Sequence[Sample]) -> Table:
     """The task's main score of the best of k by k, "1" to n; of each the `oracle`'s by way, too."""
+    references, of = list(map(right, samples)), list(map(shown, samples))
     by_verifier, by_score = dict[str, dict[str, Measured]](), dict[str, dict[str, Measured]]()
     for way in WAYS:
         every = [its["drawn"] for its in answers[way]]
@@ -52,8 +53,8 @@ def against_n(task: Task, answers: Mapping[str, Sequence[Answer]], references: R
         order = np.array([ranked(its) for its in every])
         by_verifier[way] = measured(best_each(np.take_along_axis(scores, order, 1)))
         by_score[way] = measured(best_each(-np.sort(-scores, 1)))
-    oracle = tabled(by_score)
-    return {k: its | {ORACLE: {way: oracle[k][way] for way in WAYS}} for k, its in tabled(by_verifier).items()}
+    oracle, found = tabled(by_score, of), tabled(by_verifier, of)
+    return {k: its | {ORACLE: {way: oracle[k][way] for way in WAYS}} for k, its in found.items()}
 
 
 def measured(best: Numbers) -> dict[str, Measured]:

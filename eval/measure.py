@@ -44,7 +44,7 @@ from mmlm.samples import asked
 from vision.features import FeatureCache
 from vision.files import whole_file, write_json
 
-PACKAGES = ("mmlm-adapter", "torch", "transformers")
+PACKAGES = ("mmlm-adapter", "torch", "transformers", "open_clip_torch")
 
 
 @dataclass
@@ -132,7 +132,7 @@ def measure(config: EvalConfig, folder: Path, *, resume: bool = False, overwrite
     settings = {
         **{name: getattr(config, name) for name in ("task", "data", "split", "subset", "limit", "seed")},
         "prompt": prompt,
-        **{name: getattr(config, name) for name in ("max_new_tokens", "batch", "clip", *SHOTS)},
+        **{name: getattr(config, name) for name in ("max_new_tokens", "batch", *SHOTS)},
         **config.how,
         "weights": model.config.weights,
         "frozen": model.config.fingerprint,
@@ -149,7 +149,16 @@ def measure(config: EvalConfig, folder: Path, *, resume: bool = False, overwrite
     found: dict[str, Any] = {}
     with main_writes() as mine:
         if mine:
-            found = finish(config, task, metrics, asking, plan, folder, {"model": config.model, **settings}, broken)
+            found = finish(
+                config,
+                task,
+                metrics,
+                asking,
+                plan,
+                folder,
+                {"model": config.model, "clip": config.clip, **settings},
+                broken,
+            )
     return found
 
 
@@ -293,7 +302,7 @@ def finish(
         "n": len(asking.samples),
         "scores": scores.table,
         "kinds": scores.kinds,
-        **score_best(task, answers, [right(sample) for sample in asking.samples], folder),
+        **score_best(task, answers, asking.samples, folder),
         "broken": list(broken),
         "metrics": dict.fromkeys(scores.table, OWN) | dict(metrics.how),
         "settings": settings,

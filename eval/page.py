@@ -13,6 +13,7 @@ from mmlm.data import Sample
 from vision.files import whole_file
 
 MANY = 12  # cards of a section
+TOLD = ("model", "data", "split", "subset", "prompt", "limit", "seed", "max_new_tokens", "batch")
 HEAD = ("score", "n", "its images", "shuffled", "no image", "gained over shuffled", "gained over none")
 BEST = ("best of", *HEAD[1:], "its images, best by score")
 
@@ -27,7 +28,7 @@ def write_page(
         seed: of the samples that are drawn.
     """
     settings, main = report["settings"], scores.each["true"][report["main"]]
-    told = [(name, str(settings[name])) for name in ("model", "data", "prompt", "limit", "seed", "max_new_tokens")]
+    told = [(name, str(settings[name])) for name in TOLD]
     told += [(name, str(settings[name])) for name in SHOTS if settings["shots"]]
     told += [(name, str(settings[name])) for name in told_of(settings)]
     told += [(f"{name} by", how) for name, how in report["metrics"].items() if how != OWN]
@@ -40,10 +41,10 @@ def write_page(
         by_kind = {kind: its[report["main"]] for kind, its in report["kinds"].items()}
         body += table(rows_of(by_kind), (report["main"], *HEAD[1:]))
     ranked = sorted(range(len(samples)), key=lambda row: (-main[row], row))
-    best, worst = ranked[:MANY], ranked[MANY:][: -MANY - 1 : -1]
+    top, worst = ranked[:MANY], ranked[MANY:][: -MANY - 1 : -1]
     others = sorted(ranked[MANY:-MANY])
     random.Random(seed).shuffle(others)
-    for title, rows in (("Best", best), ("Worst", worst), ("At random, of the others", others[:MANY])):
+    for title, rows in (("Best", top), ("Worst", worst), ("At random, of the others", others[:MANY])):
         if rows:
             body += section(title, [card(samples[row], row, said, scores) for row in rows])
     body += table(told)

@@ -1,17 +1,20 @@
 """The scores of a run: of answers to the right images, to those of others, and to none."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from eval.intervals import Measured, Numbers, drawn, ends
+from eval.intervals import Measured, Numbers, drawn, ends, together
 from eval.metrics import Metric, Metrics
 from mmlm.data import Sample
+from vision.images import identity
 
 WAYS = ("true", "shuffled", "blind")
 """How each sample is asked: with its images, with those of another sample, with none."""
+
+LEAST = 10  # samples that show anything
 
 Said = Mapping[str, Sequence[str]]
 """Of each way, what is said to each sample."""
@@ -41,8 +44,8 @@ def score(metrics: Metrics, said: Said, samples: Sequence[Sample]) -> Scores:
         places = [place for place, sample in enumerate(samples) if sample.kind == kind]
         its = [samples[place] for place in places]
         part = {way: measured([metrics.task], [said[way][place] for place in places], its) for way in WAYS}
-        kinds[kind] = tabled(part)
-    return Scores(tabled(found), each, kinds if len(kinds) > 1 else {})
+        kinds[kind] = tabled(part, list(map(shown, its)))
+    return Scores(tabled(found, list(map(shown, samples))), each, kinds if len(kinds) > 1 else {})
 
 
 def measured(metrics: Sequence[Metric], said: Sequence[str], samples: Sequence[Sample]) -> dict[str, Measured]:
@@ -50,12 +53,22 @@ def measured(metrics: Sequence[Metric], said: Sequence[str], samples: Sequence[S
     return {name: one for metric in metrics for name, one in metric(said, samples).items()}
 
 
-def tabled(found: Mapping[str, Mapping[str, Measured]]) -> Table:
-    """Scores by way and name, beside each other."""
+def shown(sample: Sample) -> Hashable:
+    """What tells the images of a sample, which others may share; one without any shares nothing."""
+    return tuple(map(identity, sample.images)) or sample.id
+
+
+def tabled(found: Mapping[str, Mapping[str, Measured]], of: Sequence[Hashable]) -> Table:
+    """Scores by way and name, beside each other.
+
+    Args:
+        of: for each sample, what others share with it, as an image: those are drawn together.
+    """
     first, *others = found
     flat = {(way, name): one for way, its in found.items() for name, one in its.items()}
     stops = np.cumsum([one.rows.shape[1] for one in flat.values()])
-    sums = np.split(drawn(np.concatenate([one.rows for one in flat.values()], 1)), stops[:-1], 1)
+    rows = together(np.concatenate([one.rows for one in flat.values()], 1), of)
+    sums = np.split(drawn(rows), stops[:-1], 1)
     scores = {key: np.array(list(map(one.of, its))) for (key, one), its in zip(flat.items(), sums, strict=True)}
     return {
         name: {
@@ -80,6 +93,8 @@ def ungrounded(report: Mapping[str, Any]) -> str:
     """Why the scores of a run do not show that the model looks; "" if they do."""
     main = report["main"]
     its = report["scores"][main]
+    if its["n"] < LEAST:
+        return f"not grounded: {its['n']} samples are too few to tell; ask {LEAST} or more"
     for way, words in (("blind", "no image"), ("shuffled", "shuffled images")):
         gained = its["gained"][way]
         if gained["low"] <= 0:

@@ -19,6 +19,7 @@ from vision.files import whole_file
 PAGE = "compare.html"
 MANY, FEW = 24, 5  # cards of a section; lines of the terminal
 HEAD = ("score", "n", "A", "B", "B - A")
+DIGESTS = ("samples",)  # settings that say nothing to people; who are the same samples is seen by themselves
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,10 @@ class Versus:
     right: Run
     rows: list[tuple[str, ...]]
     """Cells of a table, as `HEAD` says: the difference is paired."""
+    apart: list[tuple[str, str, str]]
+    """What was asked otherwise: setting, A's, B's."""
+    missing: list[str]
+    """Scores that only one has, or that do not follow from its predictions.jsonl."""
     better: list[int]
     """Samples that the task's main score gives more in B, those it gives the most first."""
     worse: list[int]
@@ -87,7 +92,8 @@ def compare(left: Run, right: Run) -> Versus:
     check_same(left, right)
     (first, second), main = (measured(run) for run in (left, right)), left.report["main"]
     shared = [name for name in left.report["scores"] if name in first and name in second]
-    table = tabled({"B": {name: second[name] for name in shared}, "A": {name: first[name] for name in shared}})
+    of = [tuple(line["images"]) or line["id"] for line in left.lines]
+    table = tabled({"B": {name: second[name] for name in shared}, "A": {name: first[name] for name in shared}}, of)
     rows: list[tuple[str, ...]] = [
         (name, f"{its['n']:,}", cell(its["A"]), cell(its["B"]), cell(its["gained"]["A"], "+"))
         for name, its in table.items()
@@ -95,7 +101,15 @@ def compare(left: Run, right: Run) -> Versus:
     gains = [after - before for before, after in zip(left.scores(main), right.scores(main), strict=True)]
     order = sorted(range(len(gains)), key=lambda row: (-abs(gains[row]), row))
     flips = ([row for row in order if gains[row] > 0], [row for row in order if gains[row] < 0])
-    return Versus(left, right, rows, *flips)
+    missing = sorted({*left.report["scores"], *right.report["scores"]} - set(shared))
+    return Versus(left, right, rows, apart(left, right), missing, *flips)
+
+
+def apart(left: Run, right: Run) -> list[tuple[str, str, str]]:
+    """The settings that differ, each with both values."""
+    first, second = left.report["settings"], right.report["settings"]
+    names = [name for name in {**first, **second} if first.get(name) != second.get(name) and name not in DIGESTS]
+    return [(name, str(first.get(name)), str(second.get(name))) for name in names]
 
 
 def measured(run: Run) -> dict[str, Measured]:
@@ -107,7 +121,12 @@ def measured(run: Run) -> dict[str, Measured]:
 
 def summary(found: Versus) -> str:
     """A comparison for the terminal."""
-    said = [aligned([HEAD, *found.rows]), "", found.count]
+    said = [aligned([HEAD, *found.rows]), ""]
+    if found.missing:
+        said += [f"not compared: {', '.join(found.missing)}", ""]
+    if found.apart:
+        said += [aligned([("setting", "A", "B"), *found.apart]), ""]
+    said.append(found.count)
     for title, rows in (("better", found.better), ("worse", found.worse)):
         for row in rows[:FEW]:
             one, other = found.left.lines[row], found.right.lines[row]
@@ -118,6 +137,10 @@ def summary(found: Versus) -> str:
 def write_page(path: Path, found: Versus) -> None:
     """Writes the comparison as HTML, both answers side by side."""
     body = table(found.rows, HEAD)
+    if found.missing:
+        body += table([("not compared", ", ".join(found.missing))])
+    if found.apart:
+        body += table(found.apart, ("setting", "A", "B"))
     for title, rows in (("Better in B", found.better), ("Worse in B", found.worse)):
         if rows:
             body += section(f"{title}: {len(rows):,}", cards(found, rows[:MANY]))
@@ -133,6 +156,7 @@ def cards(found: Versus, rows: Sequence[int]) -> list[Card]:
         one, other = found.left.lines[row], found.right.lines[row]
         images = [image for image in one["images"] if Path(image).is_file()]
         sample = Sample.pair(one["id"], images, one["question"].replace(MARK, ""), "", one["references"])
-        marks = [f"{name} {one['scores'][name]:.3g} / {other['scores'][name]:.3g}" for name in one["scores"]]
+        both = [name for name in one["scores"] if name in other["scores"]]
+        marks = [f"{name} {one['scores'][name]:.3g} / {other['scores'][name]:.3g}" for name in both]
         shown.append(Card(sample, f"A: {one['said']}", None, (("B", other["said"]), ("A / B", ", ".join(marks)))))
     return shown

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from eval.best import against_n, best_each, score_best
 from eval.tasks import TASKS
+from mmlm.data import Sample
 
 COLORS = ("red", "green", "blue", "gold")
 
@@ -39,7 +40,8 @@ def test_scores_against_n_are_those_of_every_choice(run, task):
     drawn, right = run
     references = [[f"a {color} thing"] if task == "caption" else [color] * 10 for color in right]
     answers = {way: [{"drawn": its} for its in drawn[way]] for way in drawn}
-    found = against_n(TASKS[task], answers, references)
+    samples = [Sample.pair(f"{n}", (), "?", its[0], its) for n, its in enumerate(references)]
+    found = against_n(TASKS[task], answers, samples)
     n = len(drawn["true"][0])
     assert list(found) == [str(k) for k in range(1, n + 1)]
     metric = TASKS[task].each
@@ -61,4 +63,6 @@ def test_scores_against_n_are_those_of_every_choice(run, task):
 
 def test_where_nothing_is_drawn_there_is_nothing_to_tell(tmp_path):
     greedy = {way: [{"said": "red"}] for way in ("true", "shuffled", "blind")}
-    assert score_best(TASKS["vqa"], greedy, [["red"]], tmp_path) == {} and not list(tmp_path.iterdir())
+    assert score_best(TASKS["vqa"], greedy, [Sample.pair("1", (), "?", "red")], tmp_path) == {} and not list(
+        tmp_path.iterdir()
+    )

@@ -1,4 +1,5 @@
 import math
+from collections import namedtuple
 
 import numpy as np
 import pytest
@@ -6,15 +7,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eval.captions import caption_metrics, caption_scores
-from eval.intervals import Measured, difference, interval, rows_of
+from eval.intervals import Measured, drawn, ends, rows_of
+from eval.scores import tabled
+
+Interval = namedtuple("Interval", "score low high n")
+
+
+def interval(its, draws=1000, seed=0):
+    low, high = ends([its.of(sums) for sums in drawn(its.rows, draws, seed)])
+    return Interval(its.value, low, high, len(its.rows))
 
 
 def mean_interval(scores, **how):
     return interval(Measured.mean(scores), **how)
 
 
-def mean_difference(left, right, **how):
-    return difference(Measured.mean(left), Measured.mean(right), **how)
+def gain(before, after, of=None):
+    """How much more the second has, on the same draws."""
+    table = tabled({"B": {"x": after}, "A": {"x": before}}, of or range(len(before.rows)))
+    its = table["x"]["gained"]["A"]
+    return Interval(its["value"], its["low"], its["high"], table["x"]["n"])
+
+
+def mean_difference(left, right):
+    return gain(Measured.mean(left), Measured.mean(right))
 
 
 scores = st.lists(st.floats(0, 1), min_size=1, max_size=20)
@@ -51,7 +67,7 @@ def test_the_seed_decides():
 
 @given(scores, st.floats(-1, 1))
 def test_runs_that_differ_by_the_same_everywhere_differ_for_sure(each, more):
-    found = mean_difference(each, [score + more for score in each], draws=20)
+    found = mean_difference(each, [score + more for score in each])
     assert (found.low, found.score, found.high) == pytest.approx((more, more, more))
 
 
@@ -67,7 +83,7 @@ def test_a_pair_tells_what_two_intervals_do_not():
 @given(scores, st.data())
 def test_to_swap_the_runs_turns_the_interval_round(left, data):
     right = data.draw(st.lists(st.floats(0, 1), min_size=len(left), max_size=len(left)))
-    there, back = mean_difference(left, right, draws=20), mean_difference(right, left, draws=20)
+    there, back = mean_difference(left, right), mean_difference(right, left)
     assert (there.low, there.score, there.high) == pytest.approx((-back.high, -back.score, -back.low))
 
 
@@ -86,18 +102,23 @@ def test_caption_intervals_are_about_the_corpus_scores():
 def test_captions_that_are_references_score_more():
     better = [group[0] for group in REFERENCES]
     before, after = (caption_metrics(its, REFERENCES) for its in (CAPTIONS, better))
-    found = {name: difference(before[name], after[name], draws=100) for name in before}
+    found = {name: gain(before[name], after[name]) for name in before}
     left, right = caption_scores(CAPTIONS, REFERENCES), caption_scores(better, REFERENCES)
     assert {name: found[name].score for name in left} == pytest.approx({n: right[n] - left[n] for n in left})
     assert all(one.low > 0 for one in found.values())
 
 
-def test_an_interval_reads_well():
-    assert str(mean_interval([0.5, 0.5])) == "0.500 [0.500, 0.500] (n=2)"
+def test_samples_of_an_image_are_drawn_together():
+    """Two questions about each, answered alike: as many images, as wide an interval as one question about each."""
+    each = np.random.default_rng(5).random(100).tolist()
+    once, twice = Measured.mean(each), Measured.mean(each * 2)
+    none = Measured.mean([0] * 200)
+    alone, together = gain(Measured.mean([0] * 100), once), gain(none, twice, [*range(100)] * 2)
+    assert (together.score, together.low, together.high) == pytest.approx((alone.score, alone.low, alone.high))
+    apart = gain(none, twice)
+    assert apart.high - apart.low < 0.8 * (together.high - together.low)
 
 
-def test_bad_input_is_named():
+def test_no_sample_no_score():
     with pytest.raises(ValueError, match="no scores to draw from"):
-        mean_interval([])
-    with pytest.raises(ValueError, match="2 samples beside 1"):
-        mean_difference([1, 2], [1])
+        Measured.mean([])

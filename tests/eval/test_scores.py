@@ -47,6 +47,15 @@ def test_a_model_that_does_not_look_is_found_out(shuffled, blind, why):
     assert not why or found.startswith("not grounded: accuracy is 0.750 with the right images")
 
 
+def test_a_few_samples_show_nothing():
+    said = {"true": ["red"], "shuffled": ["green"], "blind": ["green"]}
+    own = Metrics(lambda said, samples: TASKS["vqa"].metrics(said, list(map(right, samples))), [], {})
+    found = score(own, said, [Sample.pair("1", (), "?", "red")])
+    assert ungrounded({"main": "accuracy", "scores": found.table}) == (
+        "not grounded: 1 samples are too few to tell; ask 10 or more"
+    )
+
+
 def test_kinds_are_scored_by_themselves():
     said = dict.fromkeys(("true", "shuffled", "blind"), answers(20))
     kinds = report("vqa", said, ["a"] * 20 + ["b"] * 20)["kinds"]

@@ -46,6 +46,21 @@ def test_a_run_gains_nothing_over_itself(finished):
     assert found.better == found.worse == [] and found.count.endswith("24 alike")
 
 
+def test_what_only_one_has_and_what_was_asked_otherwise_is_told(pair, capsys):
+    lines = [json.loads(line) for line in (pair[0] / "predictions.jsonl").read_bytes().splitlines()]
+    for line in lines:
+        line["scores"]["clip_score"] = 0.5
+    (pair[0] / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    report = json.loads((pair[0] / "scores.json").read_text())
+    report["scores"] |= {"clip_score": report["scores"]["exact"]}
+    report["settings"] |= {"prompt": "{question} Briefly."}
+    (pair[0] / "scores.json").write_text(json.dumps(report))
+    assert cli.main(["eval", "compare", *map(str, pair)]) == 0
+    said, page = capsys.readouterr().out, (pair[1] / "compare.html").read_text()
+    assert "not compared: clip_score" in said and "clip_score" in page
+    assert "prompt   {question} Briefly.  {question}" in said and "{question} Briefly." in page
+
+
 def test_runs_of_other_samples_are_refused(evaluate, finished, adapter, questions, captions, tmp_path, capsys):
     evaluate("vqa", adapter, questions, tmp_path / "few", "--limit", "5")
     evaluate("caption", adapter, captions, tmp_path / "captions")
