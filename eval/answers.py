@@ -41,7 +41,10 @@ def relaxed_each(answers: Sequence[str], references: References) -> list[float]:
 
 
 def _likeness(left: str, right: str) -> float:
-    share = _edits(left, right) / max(len(left), len(right), 1)
+    longer = max(len(left), len(right), 1)
+    if abs(len(left) - len(right)) / longer >= _THRESHOLD:  # at least so many edits: nothing need be counted
+        return 0.0
+    share = _edits(left, right) / longer
     return 1 - share if share < _THRESHOLD else 0.0
 
 

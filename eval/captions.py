@@ -87,6 +87,12 @@ def cider_each(hypotheses: Sequence[str], references: References) -> list[float]
     return _cider(*_tokenize(hypotheses, references))
 
 
+def rouge_l_each(hypotheses: Sequence[str], references: References) -> list[float]:
+    """ROUGE-L of each sample (0..1); their mean is the `rouge_l` of `caption_scores`."""
+    hyps, refs = _tokenize(hypotheses, references)
+    return [_rouge_l(hyp, ref) for hyp, ref in zip(hyps, refs, strict=True)]
+
+
 def exact_match(hypotheses: Sequence[str], references: References) -> float:
     """Share of hypotheses (0..1) that are, token by token and not empty, one of their references."""
     hyps, refs = _tokenize(hypotheses, references)

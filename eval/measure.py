@@ -266,11 +266,11 @@ def ask(
         for way, rows in bar:
             answers = reply(asking.together(way, rows, config.seed))
             part.add((way, rows), answers)
-            said = [one["said"] for one in answers]
-            now = task.metrics(said, [right(asking.samples[row]) for row in rows])[task.running]
-            so_far[way] += now.each or []
-            means = [f"{way} {sum(its) / len(its):.3f}" for way, its in so_far.items() if its]
-            bar.set_postfix_str(f"{task.running}: {', '.join(means)}")
+            if state.is_main_process:
+                said = [one["said"] for one in answers]
+                so_far[way] += task.so_far(said, [right(asking.samples[row]) for row in rows])
+                means = [f"{way} {sum(its) / len(its):.3f}" for way, its in so_far.items() if its]
+                bar.set_postfix_str(f"{task.running}: {', '.join(means)}")
     part.close()
     state.wait_for_everyone()
 

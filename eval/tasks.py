@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from eval.answers import anls_each, exact_each, relaxed_each
-from eval.captions import caption_metrics, cider_each
+from eval.captions import caption_metrics, cider_each, rouge_l_each
 from eval.intervals import Measured
 from eval.paired import References
 from eval.vqa import accuracy_each
@@ -23,7 +23,9 @@ class Task:
     main: str
     """The score that samples are ranked by, and that is to fall without the right image."""
     running: str
-    """The one that progress shows: a mean of the samples', each by itself."""
+    """The one that progress shows."""
+    so_far: Callable[[Sequence[str], References], list[float]]
+    """It of each sample, by itself."""
     each: Callable[[Sequence[str], References], list[float]]
     """The main score of each sample."""
     metrics: Callable[[Sequence[str], References], dict[str, Measured]]
@@ -83,7 +85,7 @@ def answer_metrics(said: Sequence[str], references: References) -> dict[str, Mea
 TASKS = {
     task.name: task
     for task in (
-        Task("caption", "cider", "rouge_l", cider_each, caption_metrics),
-        Task("vqa", "accuracy", "accuracy", accuracy_each, answer_metrics),
+        Task("caption", "cider", "rouge_l", rouge_l_each, cider_each, caption_metrics),
+        Task("vqa", "accuracy", "accuracy", accuracy_each, accuracy_each, answer_metrics),
     )
 }
