@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -109,19 +107,6 @@ def test_what_is_ranked_goes_on_as_it_began(evaluate, run, adapter, closed, tmp_
     (copy / "predictions.jsonl").unlink()
     evaluate("vqa", adapter, closed, copy, "--resume", "--rank", "--choices", ",".join(COLORS))
     assert [(copy / name).read_bytes() for name in ("predictions.jsonl", "scores.json", "report.html")] == before
-
-
-@pytest.mark.slow
-def test_two_processes_rank_the_same_as_one(run, adapter, closed, tmp_path):
-    out = tmp_path / "two"
-    launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--", "eval"]
-    words = ["--max-new-tokens", "5", "--batch", "4", "--rank", "--choices", ",".join(COLORS)]
-    command = [sys.executable, "-m", *launch, "vqa", str(adapter), str(closed), "--out", str(out), *words]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    for name in ("predictions.jsonl", "scores.json", "report.html"):
-        assert (out / name).read_bytes() == (run / name).read_bytes()
-    assert len(list((out / "parts").iterdir())) == 2
 
 
 def test_samples_with_other_options_are_asked_by_themselves_and_those_with_none_named(
