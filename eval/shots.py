@@ -5,14 +5,15 @@ are those whose images are the most similar (RICES, Yang et al. 2022, arXiv:2109
 """
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 
 from tqdm import tqdm
 
 from eval.how import CLIP
-from eval.known import Known
+from eval.known import Keys, Known
+from eval.run import shuffle
 from eval.settings import RANDOM, EvalConfig
 from eval.similar import ClipLook, OwnLook, Similar
 from eval.tasks import blind
@@ -104,6 +105,17 @@ def at_random(count: int, seed: int) -> Order:
             moved[other] = moved.get(place, place)
 
     return order
+
+
+def others(own: Sequence[Keys], before: Sequence[Collection[str]]) -> Iterator[Keys]:
+    """The images that each sample is shown in place of its own: the next in the order of `shuffle` that are in none of
+    the examples before it; without examples, or where all are, just the next."""
+    following = dict(zip(own, shuffle(own), strict=True))
+    for keys, shown in zip(own, map(set, before), strict=True):
+        other = following[keys]
+        while other != keys and not shown.isdisjoint(other):
+            other = following[other]
+        yield following[keys] if other == keys else other
 
 
 def choose(

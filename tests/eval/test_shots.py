@@ -15,9 +15,9 @@ from torch.nn.functional import normalize
 
 from eval.known import Known
 from eval.measure import prepare
-from eval.run import predict
+from eval.run import predict, shuffle
 from eval.settings import EvalConfig
-from eval.shots import Chooser, at_random, choose, few
+from eval.shots import Chooser, at_random, choose, few, others
 from mmlm.data import Sample, Turn, open_data
 from mmlm.messages import pictures
 from mmlm.model import MultimodalLM
@@ -187,6 +187,7 @@ def test_in_each_way_the_prompt_is_that_of_a_chat(ocr, make_model, picture, tmp_
     of = {cache.add(image): image for image in images}
     for row, (sample, shots) in enumerate(zip(samples[:4], found.shots, strict=True)):
         before = [told[int(shot.id)] for shot in shots]
+        assert found.keys["shuffled"][row][-1] not in found.keys["true"][row]
         for way in ("true", "shuffled"):
             *first, last = [of[key] for key in found.keys[way][row]]
             assert first == [image for image, *_ in before] and (last is images[row]) == (way == "true")
@@ -222,6 +223,19 @@ def test_a_sample_without_an_image_is_like_no_other(tiny_model, picture, tmp_pat
     found, broken = prepare(tiny_model, cache, [none], samples, Chooser(replace(config, shots_by="random")))
     assert found.samples == [none] and not broken
     assert len(found.keys["shuffled"][0]) == 1, "the example's, which stays"
+
+
+@given(
+    shown=st.lists(st.lists(st.sampled_from("abcdef"), max_size=2).map(tuple), max_size=9),
+    data=st.data(),
+)
+def test_shuffled_images_are_none_of_the_examples_wherever_others_would_do(shown, data):
+    before = [data.draw(st.sets(st.sampled_from("abcdef"), max_size=5)) for _ in shown]
+    for own, other, examples, usual in zip(shown, others(shown, before), before, shuffle(shown), strict=True):
+        rest = {its for its in shown if len(its) == len(own)} - {own}
+        fit = {its for its in rest if examples.isdisjoint(its)}
+        assert other in (fit or {usual})
+        assert other == usual or not examples.isdisjoint(usual)
 
 
 # -- runs -------------------------------------------------------------------------------------------------------------
