@@ -34,14 +34,26 @@ def few(config: AdapterConfig, shots: Iterable[Sample], sample: Sample) -> Sampl
 
     A system message stands once, first: the sample's own, if it has one. ValueError for a question without words.
     """
-    if not (shots := list(shots)):
+    if not (shots := list(map(example, shots))):
         return sample
     own = placed(config, sample)
     begun = next((place for place, turn in enumerate(own) if turn.role != "system"), len(own))
-    said = [turn for shot in shots for turn in placed(config, shot)[: shot.last + 1] if turn.role != "system"]
-    told = [replace(turn, learnt=False) for turn in said]
+    told = [replace(turn, learnt=False) for shot in shots for turn in placed(config, shot)]
     images = tuple(image for one in (*shots, sample) for image in one.images)
     return replace(sample, images=images, turns=(*own[:begun], *told, *own[begun:]))
+
+
+def example(sample: Sample) -> Sample:
+    """What is told of a sample as an example: its turns up to the last answer, without a system's, and their images."""
+    turns = sample.turns
+    kept = [place for place, turn in enumerate(turns[: sample.last + 1]) if turn.role != "system"]
+    if len(kept) == len(turns):
+        return sample
+    first = next((place for place, turn in enumerate(turns) if turn.role == "user"), None)
+    of: list[int | None] = [place for place, turn in enumerate(turns) for _ in range(turn.text.count(MARK))]
+    its = zip(sample.images, of or [first] * len(sample.images), strict=True)
+    images = tuple(image for image, place in its if place in kept)
+    return replace(sample, images=images, turns=tuple(turns[place] for place in kept))
 
 
 def placed(config: AdapterConfig, sample: Sample) -> tuple[Turn, ...]:
@@ -77,7 +89,7 @@ class Chooser:
         count = self.config.shots
         if not count:
             return [[] for _ in samples]
-        examples = [one for one in examples if one.images and blind(one).question.strip()]
+        examples = [one for one in map(example, examples) if one.images and blind(one).question.strip()]
         if len(examples) < count:
             raise ValueError(
                 f"{self.config.examples.data}: {len(examples)} samples with an image, and shots={count} (--shots) are "

@@ -89,6 +89,32 @@ def test_a_system_message_stands_once_and_chats_are_whole(tiny_model):
     assert turns[5].text == "<image>what?"
 
 
+@pytest.mark.parametrize(
+    ("turns", "shown"),
+    [
+        ("user:<image>what? assistant:it user:<image>and?", "0"),
+        ("user:what? assistant:it user:<image>and<image>?", ""),
+        ("user:what? assistant:it user:and?", "01"),
+        ("system:<image> user:<image>what? assistant:it", "1"),
+        ("assistant:it user:what?", ""),
+        ("user:<image>what? assistant:it user:<image>and? assistant:that", "01"),
+    ],
+)
+def test_of_an_example_the_images_up_to_its_last_answer_are_shown(turns, shown, make_model, picture, tmp_path):
+    """No others: what comes after it is not told, nor a system message."""
+    model, images = make_model(), [picture(seed) for seed in range(3)]
+    said = [Turn(role, text, role == "assistant") for role, _, text in (one.partition(":") for one in turns.split())]
+    shot, sample = Sample("a", tuple(images[:2]), tuple(said)), Sample.pair("b", images[2:], "which?", "x")
+    whole = few(model.config, [shot], sample)
+    assert list(whole.images) == [images[int(n)] for n in shown] + images[2:] and whole.marks == len(whole.images)
+    spare = Sample.pair("spare", images[:1], "what?", "x")
+    cache, config = FeatureCache(model.vision, tmp_path), EvalConfig("vqa", "", "", shots=1 + bool(shown))
+    found, broken = prepare(model, cache, [sample], [shot, spare], Chooser(config))
+    assert not broken and {one.id for one in found.shots[0]} == ({"a", "spare"} if shown else {"spare"})
+    once = found.together("true", [0], 0)
+    assert once.images == [(images[2],)] and len(once.keys[0]) == 2 + len(shown)
+
+
 def test_a_question_without_words_is_told(tiny_model):
     shot, sample = Sample.pair("a", ("0",), "what?", "x"), Sample.pair("b", ("1",), " ", "x")
     with pytest.raises(ValueError, match="sample 'b': the question is empty"):
