@@ -29,7 +29,6 @@ Array = NDArray[np.float32]
 Look = Callable[[Sequence[Lazy]], list[Array | None]]
 """Images -> the embedding [W] of each; None for one that cannot be opened."""
 
-BATCH = 64  # images that CLIP sees at once
 FIRST = 1024  # samples that are put in order at first
 
 
@@ -157,12 +156,13 @@ class ClipLook:
         """What the embedding of each image is named by, once it is on disk; None for one that cannot be opened."""
         quiet = not PartialState().is_main_process
         each = ahead(self.begin, tqdm(images, desc="seeing images", unit="image", disable=quiet), alone=False)
-        while batch := list(islice(each, BATCH)):
-            new = {key: pixels for key, pixels in batch if pixels is not None}
-            for key, vector in zip(new, self.clip.see(list(new.values())) if new else (), strict=True):
+        for key, pixels in each:
+            if pixels is not None:
+                # alone: an embedding's last bits may depend on the company, which hangs on how many processes there are
+                vector = self.clip.see([pixels])[0].cpu().numpy()
                 with whole_file(self.path(key)) as draft, draft.open("wb") as file:
-                    np.save(file, vector.cpu().numpy())
-            yield from (key or None for key, _ in batch)
+                    np.save(file, vector)
+            yield key or None
 
     def begin(self, image: Lazy) -> tuple[str, Tensor | None]:
         """An image's key, "" if it cannot be opened, and its pixels, unless it was seen before."""
