@@ -197,7 +197,7 @@ def read_examples(
     if (source := config.examples) == config:
         return samples
     found, broken = read_samples(source, task, prompt, model)
-    if PartialState().is_main_process and source.data != config.data:
+    if PartialState().is_main_process and (source.data, source.split) != (config.data, config.split):
         tell(f"{source.data}, of which examples are taken", len(found), broken, "`mmlm data check`")
     return found
 

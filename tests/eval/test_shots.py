@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
 from eval.known import Known
-from eval.measure import prepare
+from eval.measure import prepare, read_examples
 from eval.run import predict, shuffle
 from eval.settings import EvalConfig
 from eval.shots import Chooser, at_random, choose, few, others
+from eval.tasks import TASKS
 from mmlm.data import Sample, Turn, open_data
 from mmlm.messages import pictures
 from mmlm.model import MultimodalLM
@@ -334,6 +335,17 @@ def test_examples_are_taken_from_other_data(evaluate, adapter, questions, shapes
     assert set(found[0]["shots"]) == {f"train{n}" for n in range(4)}, "the others have its image"
     assert all(id.startswith("train") for line in found for id in line["shots"]) and len(found) == 4
     assert "train.jsonl, of which examples are taken: 7 samples" in capsys.readouterr().err
+
+
+def test_broken_examples_of_another_split_are_told(tiny_model, tmp_path, capsys):
+    for split, answer in (("train", "<image>"), ("test", "a cat")):
+        (tmp_path / split / "images").mkdir(parents=True)
+        (tmp_path / split / "questions.json").write_text(json.dumps([["what?", "a cat", 0], ["and?", answer, 0]]))
+    config = EvalConfig("vqa", "", f"easy-vqa:{tmp_path}", shots=1)
+    examples = read_examples(config, TASKS["vqa"], "{question}", tiny_model, ())
+    assert [one.id for one in examples] == ["easy-vqa-train-0"]
+    said = capsys.readouterr().err
+    assert "of which examples are taken: 1 samples, 1 left out" in said and "<image> in what is learnt" in said
 
 
 @pytest.mark.parametrize(
