@@ -5,7 +5,7 @@ are those whose images are the most similar (RICES, Yang et al. 2022, arXiv:2109
 """
 
 import random
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 
@@ -24,6 +24,7 @@ from mmlm.messages import flatten
 from mmlm.names import MARK
 from mmlm.ranks import main_says
 from mmlm.turns import asking
+from vision.images import identity
 
 Order = Callable[[Sample], Iterator[int]]
 """Places of the examples there are, as a sample takes them: the best first."""
@@ -158,7 +159,11 @@ def choose(
         return main_says(lambda: [take(sample) for sample in tqdm(waiting, desc="choosing examples", unit="sample")])
 
     chosen = dict[int, list[int]]()
-    waiting = list(range(len(samples)))
+    first = dict[Hashable, int]()
+    # those of the same images together, whose order `Similar` then remembers
+    waiting = sorted(
+        range(len(samples)), key=lambda row: first.setdefault(tuple(map(identity, samples[row].images)), row)
+    )
     while waiting:  # what is chosen is encoded, and some of it then turns out to be unfit
         chosen |= zip(waiting, taken([samples[row] for row in waiting]), strict=True)
         known.add(examples[place] for row in waiting for place in chosen[row])

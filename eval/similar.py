@@ -5,7 +5,7 @@ N images, W width of an embedding.
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import cached_property
-from itertools import islice
+from itertools import islice, tee
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +45,8 @@ class Similar:
 
     def __init__(self, examples: Sequence[Sample], look: Look, centred: bool) -> None:
         self.examples, self.look, self.centred = examples, look, centred
+        self.last: tuple[tuple[Hashable, ...], Iterator[int]] | None = None
+        """The images that were asked for last, and their order, to be told again: many questions may be about them."""
 
     @cached_property
     def index(self) -> tuple[Array, Array, list[int], NDArray[np.int64]]:
@@ -73,6 +75,13 @@ class Similar:
 
     def __call__(self, sample: Sample) -> Iterator[int]:
         """Places of the examples. ValueError for a sample whose images cannot be opened, or that has none."""
+        images = tuple(map(identity, sample.images))
+        kept, order = tee(self.last[1] if self.last and self.last[0] == images else self.order(sample))
+        self.last = images, kept
+        return order
+
+    def order(self, sample: Sample) -> Iterator[int]:
+        """The same, computed anew."""
         embeddings, middle, places, rows = self.index
         (mean,) = self.means([sample])
         if mean is None:

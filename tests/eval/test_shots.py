@@ -182,6 +182,20 @@ def test_examples_are_as_many_as_asked_for_and_never_of_the_samples_own_image(sh
         assert fewer == shots[1:], "the best stand last"
 
 
+def test_examples_are_chosen_for_all_questions_about_an_image_in_turn():
+    """So that no more than one order is to be remembered; they come back in the samples' order."""
+    examples, samples = samples_of([("a",), ("b",), ("c",)]), samples_of([("a",), ("b",), ("a",), ("b",)], "q")
+    orders, taken, known = {"q0": [1], "q1": [0], "q2": [2], "q3": [2]}, [], Known(None, Names())
+    known.add(samples)
+
+    def order(sample):
+        taken.append(sample.id)
+        return iter(orders[sample.id])
+
+    assert choose(known, samples, examples, 1, order) == [[examples[1]], [examples[0]], [examples[2]], [examples[2]]]
+    assert taken == ["q0", "q2", "q1", "q3"]
+
+
 @given(count=st.integers(0, 40), seed=st.integers(0, 9))
 def test_every_place_is_drawn_once(count, seed):
     sample = Sample.pair("a", (), "what?", "x")

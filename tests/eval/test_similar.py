@@ -1,5 +1,7 @@
 """Images in the order of their likeness: by known vectors, by the model's own eyes, by CLIP."""
 
+from itertools import islice
+
 import numpy as np
 import pytest
 import torch
@@ -47,6 +49,25 @@ def test_what_all_have_in_common_is_taken_from_each():
     near = {name: vector / np.linalg.norm(vector) for name, vector in near.items()}
     wanted = sorted(range(3), key=lambda place: -(near[shown[place][0]] @ near["own"]))
     assert ordered(vectors, True, ("own",), *shown) == wanted != [2, 1, 0]
+
+
+def test_questions_about_an_image_are_put_in_order_once():
+    """However far each order is read, and whichever is read first."""
+    looked, vectors = [], np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
+
+    def look(images):
+        looked.append(list(images))
+        return [vectors[image] for image in images]
+
+    examples, own = samples(*((number,) for number in range(40))), samples((5,), (5,), (5,), (7,), (7,), (5,))
+    wanted = [list(Similar(examples, look, False)(one)) for one in own]
+    looked.clear()
+    similar = Similar(examples, look, False)
+    orders = [similar(one) for one in own]
+    assert looked[1:] == [[5], [7], [5]]
+    begun = [list(islice(order, number)) for number, order in enumerate(orders)]
+    assert [some + list(order) for some, order in zip(begun, orders, strict=True)] == wanted
+    assert wanted[0] == wanted[5] != wanted[3]
 
 
 def test_images_that_are_all_the_same_are_in_order():
