@@ -413,8 +413,8 @@ def test_as_many_images_are_asked_together():
 
 
 @pytest.mark.slow
-def test_two_processes_choose_and_say_the_same_as_one(tiny_clip, evaluate, adapter, questions, tmp_path):
-    words = [*TWO, "--shots-by", tiny_clip]
+def test_two_processes_choose_and_say_the_same_as_one(nano_clip, evaluate, adapter, questions, tmp_path):
+    words = [*TWO, "--shots-by", nano_clip]
     evaluate("vqa", adapter, questions, tmp_path / "one", *words)
     launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--", "eval", "vqa"]
     words = [str(adapter), str(questions), "--out", str(tmp_path / "two"), "--max-new-tokens", "5", *words]

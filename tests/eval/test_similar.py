@@ -90,19 +90,19 @@ def test_an_image_as_a_whole_is_the_mean_of_its_deepest_map(tokens, tiny_vision,
     torch.testing.assert_close(overview(encoder.encode(image), encoder.pyramid), deepest, rtol=1e-4, atol=1e-5)
 
 
-def test_clip_sees_each_image_once(tiny_clip, picture, tmp_path, monkeypatch):
+def test_clip_sees_each_image_once(nano_clip, picture, tmp_path, monkeypatch):
     names = [str(tmp_path / f"{number}.png") for number in range(3)]
     for number, name in enumerate(names):
         picture(number % 2, (64, 48)).save(name)
     rows = [*samples(names[:1], names[1:2], [names[2], names[0]], [b"no image"]), Sample.pair("none", (), "?", "x")]
-    look = ClipLook(tiny_clip, tmp_path / "clip")
+    look = ClipLook(nano_clip, tmp_path / "clip")
     look.add(rows)
-    found, model = look([*names, b"no image"]), Clip(tiny_clip)
+    found, model = look([*names, b"no image"]), Clip(nano_clip)
     wanted = [model.see([model.pixels(picture(number % 2, (64, 48)))])[0] for number in range(3)]
     assert torch.equal(torch.from_numpy(np.stack(found[:3])), torch.stack(wanted)), "whatever is seen beside it"
     assert found[3] is None and (found[0] == found[2]).all()
     assert len(list((tmp_path / "clip").rglob("*.npy"))) == 2, "of one picture in two files one"
-    again = ClipLook(tiny_clip, tmp_path / "clip")
+    again = ClipLook(nano_clip, tmp_path / "clip")
     monkeypatch.setattr(again.clip, "see", None)
     again.add(rows)
     assert [one.tolist() for one in again(names)] == [one.tolist() for one in found[:3]]
