@@ -27,10 +27,10 @@ from eval.page import write_page
 from eval.parts import Batch, Part
 from eval.plots import check_matplotlib
 from eval.rank import with_options
-from eval.run import alike, batches, shuffle
+from eval.run import alike, batches
 from eval.scores import WAYS, Scores, score
 from eval.settings import PREDICTIONS, RANDOM, REPORT, SCORES, SHOTS, EvalConfig, check_folder, start
-from eval.shots import Chooser, few
+from eval.shots import Chooser, few, others
 from eval.tasks import QUESTION, TASKS, Task, blind, by_image, right
 from eval.together import Answer, Answerer, Together
 from mmlm import zoo
@@ -197,7 +197,7 @@ def read_examples(
     if (source := config.examples) == config:
         return samples
     found, broken = read_samples(source, task, prompt, model)
-    if PartialState().is_main_process and source.data != config.data:
+    if PartialState().is_main_process and (source.data, source.split) != (config.data, config.split):
         tell(f"{source.data}, of which examples are taken", len(found), broken, "`mmlm data check`")
     return found
 
@@ -237,7 +237,8 @@ def prepare(
         its.written["blind"].append(())
     own = [known.keys(sample) for sample in its.samples]
     images = {keys: sample.images for keys, sample in zip(own, its.samples, strict=True)}
-    for row, keys in enumerate(shuffle(own)):  # of the examples none
+    before = [list(chain.from_iterable(map(known.keys, shown))) for shown in its.shots]
+    for row, keys in enumerate(others(own, before)):
         whole = few(model.config, its.shots[row], replace(its.samples[row], images=images[keys]))
         its.keys["shuffled"].append(known.keys(whole))
         its.shown["shuffled"].append(whole)

@@ -5,14 +5,15 @@ are those whose images are the most similar (RICES, Yang et al. 2022, arXiv:2109
 """
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 
 from tqdm import tqdm
 
 from eval.how import CLIP
-from eval.known import Known
+from eval.known import Keys, Known
+from eval.run import shuffle
 from eval.settings import RANDOM, EvalConfig
 from eval.similar import ClipLook, OwnLook, Similar
 from eval.tasks import blind
@@ -23,6 +24,7 @@ from mmlm.messages import flatten
 from mmlm.names import MARK
 from mmlm.ranks import main_says
 from mmlm.turns import asking
+from vision.images import identity
 
 Order = Callable[[Sample], Iterator[int]]
 """Places of the examples there are, as a sample takes them: the best first."""
@@ -33,14 +35,26 @@ def few(config: AdapterConfig, shots: Iterable[Sample], sample: Sample) -> Sampl
 
     A system message stands once, first: the sample's own, if it has one. ValueError for a question without words.
     """
-    if not (shots := list(shots)):
+    if not (shots := list(map(example, shots))):
         return sample
     own = placed(config, sample)
     begun = next((place for place, turn in enumerate(own) if turn.role != "system"), len(own))
-    said = [turn for shot in shots for turn in placed(config, shot)[: shot.last + 1] if turn.role != "system"]
-    told = [replace(turn, learnt=False) for turn in said]
+    told = [replace(turn, learnt=False) for shot in shots for turn in placed(config, shot)]
     images = tuple(image for one in (*shots, sample) for image in one.images)
     return replace(sample, images=images, turns=(*own[:begun], *told, *own[begun:]))
+
+
+def example(sample: Sample) -> Sample:
+    """What is told of a sample as an example: its turns up to the last answer, without a system's, and their images."""
+    turns = sample.turns
+    kept = [place for place, turn in enumerate(turns[: sample.last + 1]) if turn.role != "system"]
+    if len(kept) == len(turns):
+        return sample
+    first = next((place for place, turn in enumerate(turns) if turn.role == "user"), None)
+    of: list[int | None] = [place for place, turn in enumerate(turns) for _ in range(turn.text.count(MARK))]
+    its = zip(sample.images, of or [first] * len(sample.images), strict=True)
+    images = tuple(image for image, place in its if place in kept)
+    return replace(sample, images=images, turns=tuple(turns[place] for place in kept))
 
 
 def placed(config: AdapterConfig, sample: Sample) -> tuple[Turn, ...]:
@@ -76,7 +90,7 @@ class Chooser:
         count = self.config.shots
         if not count:
             return [[] for _ in samples]
-        examples = [one for one in examples if one.images and blind(one).question.strip()]
+        examples = [one for one in map(example, examples) if one.images and blind(one).question.strip()]
         if len(examples) < count:
             raise ValueError(
                 f"{self.config.examples.data}: {len(examples)} samples with an image, and shots={count} (--shots) are "
@@ -104,6 +118,17 @@ def at_random(count: int, seed: int) -> Order:
             moved[other] = moved.get(place, place)
 
     return order
+
+
+def others(own: Sequence[Keys], before: Sequence[Collection[str]]) -> Iterator[Keys]:
+    """The images that each sample is shown in place of its own: the next in the order of `shuffle` that are in none of
+    the examples before it; without examples, or where all are, just the next."""
+    following = dict(zip(own, shuffle(own), strict=True))
+    for keys, shown in zip(own, map(set, before), strict=True):
+        other = following[keys]
+        while other != keys and not shown.isdisjoint(other):
+            other = following[other]
+        yield following[keys] if other == keys else other
 
 
 def choose(
@@ -134,7 +159,11 @@ def choose(
         return main_says(lambda: [take(sample) for sample in tqdm(waiting, desc="choosing examples", unit="sample")])
 
     chosen = dict[int, list[int]]()
-    waiting = list(range(len(samples)))
+    first = dict[Hashable, int]()
+    # those of the same images together, whose order `Similar` then remembers
+    waiting = sorted(
+        range(len(samples)), key=lambda row: first.setdefault(tuple(map(identity, samples[row].images)), row)
+    )
     while waiting:  # what is chosen is encoded, and some of it then turns out to be unfit
         chosen |= zip(waiting, taken([samples[row] for row in waiting]), strict=True)
         known.add(examples[place] for row in waiting for place in chosen[row])

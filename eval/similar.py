@@ -5,7 +5,7 @@ N images, W width of an embedding.
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import cached_property
-from itertools import islice
+from itertools import islice, tee
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,6 @@ Array = NDArray[np.float32]
 Look = Callable[[Sequence[Lazy]], list[Array | None]]
 """Images -> the embedding [W] of each; None for one that cannot be opened."""
 
-BATCH = 64  # images that CLIP sees at once
 FIRST = 1024  # samples that are put in order at first
 
 
@@ -46,6 +45,8 @@ class Similar:
 
     def __init__(self, examples: Sequence[Sample], look: Look, centred: bool) -> None:
         self.examples, self.look, self.centred = examples, look, centred
+        self.last: tuple[tuple[Hashable, ...], Iterator[int]] | None = None
+        """The images that were asked for last, and their order, to be told again: many questions may be about them."""
 
     @cached_property
     def index(self) -> tuple[Array, Array, list[int], NDArray[np.int64]]:
@@ -74,6 +75,13 @@ class Similar:
 
     def __call__(self, sample: Sample) -> Iterator[int]:
         """Places of the examples. ValueError for a sample whose images cannot be opened, or that has none."""
+        images = tuple(map(identity, sample.images))
+        kept, order = tee(self.last[1] if self.last and self.last[0] == images else self.order(sample))
+        self.last = images, kept
+        return order
+
+    def order(self, sample: Sample) -> Iterator[int]:
+        """The same, computed anew."""
         embeddings, middle, places, rows = self.index
         (mean,) = self.means([sample])
         if mean is None:
@@ -157,12 +165,13 @@ class ClipLook:
         """What the embedding of each image is named by, once it is on disk; None for one that cannot be opened."""
         quiet = not PartialState().is_main_process
         each = ahead(self.begin, tqdm(images, desc="seeing images", unit="image", disable=quiet), alone=False)
-        while batch := list(islice(each, BATCH)):
-            new = {key: pixels for key, pixels in batch if pixels is not None}
-            for key, vector in zip(new, self.clip.see(list(new.values())) if new else (), strict=True):
+        for key, pixels in each:
+            if pixels is not None:
+                # alone: an embedding's last bits may depend on the company, which hangs on how many processes there are
+                vector = self.clip.see([pixels])[0].cpu().numpy()
                 with whole_file(self.path(key)) as draft, draft.open("wb") as file:
-                    np.save(file, vector.cpu().numpy())
-            yield from (key or None for key, _ in batch)
+                    np.save(file, vector)
+            yield key or None
 
     def begin(self, image: Lazy) -> tuple[str, Tensor | None]:
         """An image's key, "" if it cannot be opened, and its pixels, unless it was seen before."""

@@ -54,7 +54,7 @@ SETS = {
         files={"nocaps_val_4500_captions.json": "nocaps.s3.amazonaws.com"},
         archive="validation.tar.gz",
         read=nocaps,
-        images=("{part}", "images/{part}", "val", "images"),
+        images=("{part}", "images/{part}", "val", "images/val", "images"),
         hidden=("test",),
     ),
     "flickr30k": Named(

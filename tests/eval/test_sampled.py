@@ -7,7 +7,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import open_clip
 import pytest
 import torch
 
@@ -44,22 +43,6 @@ def sampled(evaluate, adapter, questions, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "sampled"
     evaluate("vqa", adapter, questions, folder, *WARM)
     return folder
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    """The name of a small CLIP of random weights."""
-    folder = tmp_path_factory.mktemp("clip")
-    text = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 1, "layers": 1}
-    sizes = {"image_size": 32, "patch_size": 16, "width": 16, "layers": 1, "head_width": 16}
-    (folder / "small-clip.json").write_text(json.dumps({"embed_dim": 16, "vision_cfg": sizes, "text_cfg": text}))
-    open_clip.add_model_config(folder / "small-clip.json")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        weights = open_clip.create_model("small-clip").state_dict()
-    # wide, so that images are far apart
-    torch.save({name: 8 * its if "visual" in name else its for name, its in weights.items()}, folder / "small.pt")
-    return f"open_clip:small-clip/{folder / 'small.pt'}"
 
 
 @pytest.fixture(scope="module")
@@ -166,14 +149,16 @@ def test_one_answer_is_the_greedy_one(evaluate, adapter, questions, finished, sa
 
 
 @pytest.mark.parametrize("shots", ["0", "1"])
-def test_clip_likens_answers_to_what_was_shown(evaluate, shots, adapter, picture, clip, tmp_path):
+def test_clip_likens_answers_to_what_was_shown(evaluate, shots, adapter, picture, nano_clip, tmp_path):
     """Not to examples. With no image nothing is to be seen, and the first drawn is taken."""
     for seed in range(5):
         picture(seed).save(tmp_path / f"{seed}.png")
     rows = [json.dumps({"image": f"{seed}.png", "text": "a thing"}) + "\n" for seed in range(5)]
     (tmp_path / "data.jsonl").write_text("".join(rows))
-    evaluate("caption", adapter, tmp_path / "data.jsonl", tmp_path / "run", *WARM, "--verifier", clip, "--shots", shots)
-    found, judge = lines(tmp_path / "run"), Clip(clip)
+    evaluate(
+        "caption", adapter, tmp_path / "data.jsonl", tmp_path / "run", *WARM, "--verifier", nano_clip, "--shots", shots
+    )
+    found, judge = lines(tmp_path / "run"), Clip(nano_clip)
 
     def likeness(image, answers):
         return judge.scores([[judge.pixels(open_image(image))]] * len(answers), answers)
@@ -190,9 +175,9 @@ def test_clip_likens_answers_to_what_was_shown(evaluate, shots, adapter, picture
         assert others and line["images"][0] not in others
 
 
-def test_a_mean_counts_of_several_images(model, batch, clip):
+def test_a_mean_counts_of_several_images(model, batch, nano_clip):
     cache, together = batch
-    judge, found = Clip(clip), sampling(model, cache, config(verifier=clip))(together)
+    judge, found = Clip(nano_clip), sampling(model, cache, config(verifier=nano_clip))(together)
     texts, given = zip(*found[1]["drawn"], strict=True)
     pixels = [judge.pixels(open_image(image)) for image in together.samples[1].images]
     assert len(pixels) == 2 and given == pytest.approx(judge.scores([pixels] * 3, texts), abs=1e-5)

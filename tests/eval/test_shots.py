@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
 from eval.known import Known
-from eval.measure import prepare
-from eval.run import predict
+from eval.measure import prepare, read_examples
+from eval.run import predict, shuffle
 from eval.settings import EvalConfig
-from eval.shots import Chooser, at_random, choose, few
+from eval.shots import Chooser, at_random, choose, few, others
+from eval.tasks import TASKS
 from mmlm.data import Sample, Turn, open_data
 from mmlm.messages import pictures
 from mmlm.model import MultimodalLM
@@ -89,6 +90,32 @@ def test_a_system_message_stands_once_and_chats_are_whole(tiny_model):
     assert turns[5].text == "<image>what?"
 
 
+@pytest.mark.parametrize(
+    ("turns", "shown"),
+    [
+        ("user:<image>what? assistant:it user:<image>and?", "0"),
+        ("user:what? assistant:it user:<image>and<image>?", ""),
+        ("user:what? assistant:it user:and?", "01"),
+        ("system:<image> user:<image>what? assistant:it", "1"),
+        ("assistant:it user:what?", ""),
+        ("user:<image>what? assistant:it user:<image>and? assistant:that", "01"),
+    ],
+)
+def test_of_an_example_the_images_up_to_its_last_answer_are_shown(turns, shown, make_model, picture, tmp_path):
+    """No others: what comes after it is not told, nor a system message."""
+    model, images = make_model(), [picture(seed) for seed in range(3)]
+    said = [Turn(role, text, role == "assistant") for role, _, text in (one.partition(":") for one in turns.split())]
+    shot, sample = Sample("a", tuple(images[:2]), tuple(said)), Sample.pair("b", images[2:], "which?", "x")
+    whole = few(model.config, [shot], sample)
+    assert list(whole.images) == [images[int(n)] for n in shown] + images[2:] and whole.marks == len(whole.images)
+    spare = Sample.pair("spare", images[:1], "what?", "x")
+    cache, config = FeatureCache(model.vision, tmp_path), EvalConfig("vqa", "", "", shots=1 + bool(shown))
+    found, broken = prepare(model, cache, [sample], [shot, spare], Chooser(config))
+    assert not broken and {one.id for one in found.shots[0]} == ({"a", "spare"} if shown else {"spare"})
+    once = found.together("true", [0], 0)
+    assert once.images == [(images[2],)] and len(once.keys[0]) == 2 + len(shown)
+
+
 def test_a_question_without_words_is_told(tiny_model):
     shot, sample = Sample.pair("a", ("0",), "what?", "x"), Sample.pair("b", ("1",), " ", "x")
     with pytest.raises(ValueError, match="sample 'b': the question is empty"):
@@ -155,6 +182,20 @@ def test_examples_are_as_many_as_asked_for_and_never_of_the_samples_own_image(sh
         assert fewer == shots[1:], "the best stand last"
 
 
+def test_examples_are_chosen_for_all_questions_about_an_image_in_turn():
+    """So that no more than one order is to be remembered; they come back in the samples' order."""
+    examples, samples = samples_of([("a",), ("b",), ("c",)]), samples_of([("a",), ("b",), ("a",), ("b",)], "q")
+    orders, taken, known = {"q0": [1], "q1": [0], "q2": [2], "q3": [2]}, [], Known(None, Names())
+    known.add(samples)
+
+    def order(sample):
+        taken.append(sample.id)
+        return iter(orders[sample.id])
+
+    assert choose(known, samples, examples, 1, order) == [[examples[1]], [examples[0]], [examples[2]], [examples[2]]]
+    assert taken == ["q0", "q2", "q1", "q3"]
+
+
 @given(count=st.integers(0, 40), seed=st.integers(0, 9))
 def test_every_place_is_drawn_once(count, seed):
     sample = Sample.pair("a", (), "what?", "x")
@@ -187,6 +228,7 @@ def test_in_each_way_the_prompt_is_that_of_a_chat(ocr, make_model, picture, tmp_
     of = {cache.add(image): image for image in images}
     for row, (sample, shots) in enumerate(zip(samples[:4], found.shots, strict=True)):
         before = [told[int(shot.id)] for shot in shots]
+        assert found.keys["shuffled"][row][-1] not in found.keys["true"][row]
         for way in ("true", "shuffled"):
             *first, last = [of[key] for key in found.keys[way][row]]
             assert first == [image for image, *_ in before] and (last is images[row]) == (way == "true")
@@ -222,6 +264,19 @@ def test_a_sample_without_an_image_is_like_no_other(tiny_model, picture, tmp_pat
     found, broken = prepare(tiny_model, cache, [none], samples, Chooser(replace(config, shots_by="random")))
     assert found.samples == [none] and not broken
     assert len(found.keys["shuffled"][0]) == 1, "the example's, which stays"
+
+
+@given(
+    shown=st.lists(st.lists(st.sampled_from("abcdef"), max_size=2).map(tuple), max_size=9),
+    data=st.data(),
+)
+def test_shuffled_images_are_none_of_the_examples_wherever_others_would_do(shown, data):
+    before = [data.draw(st.sets(st.sampled_from("abcdef"), max_size=5)) for _ in shown]
+    for own, other, examples, usual in zip(shown, others(shown, before), before, shuffle(shown), strict=True):
+        rest = {its for its in shown if len(its) == len(own)} - {own}
+        fit = {its for its in rest if examples.isdisjoint(its)}
+        assert other in (fit or {usual})
+        assert other == usual or not examples.isdisjoint(usual)
 
 
 # -- runs -------------------------------------------------------------------------------------------------------------
@@ -296,6 +351,17 @@ def test_examples_are_taken_from_other_data(evaluate, adapter, questions, shapes
     assert "train.jsonl, of which examples are taken: 7 samples" in capsys.readouterr().err
 
 
+def test_broken_examples_of_another_split_are_told(tiny_model, tmp_path, capsys):
+    for split, answer in (("train", "<image>"), ("test", "a cat")):
+        (tmp_path / split / "images").mkdir(parents=True)
+        (tmp_path / split / "questions.json").write_text(json.dumps([["what?", "a cat", 0], ["and?", answer, 0]]))
+    config = EvalConfig("vqa", "", f"easy-vqa:{tmp_path}", shots=1)
+    examples = read_examples(config, TASKS["vqa"], "{question}", tiny_model, ())
+    assert [one.id for one in examples] == ["easy-vqa-train-0"]
+    said = capsys.readouterr().err
+    assert "of which examples are taken: 1 samples, 1 left out" in said and "<image> in what is learnt" in said
+
+
 @pytest.mark.parametrize(
     ("words", "field"),
     [
@@ -347,8 +413,8 @@ def test_as_many_images_are_asked_together():
 
 
 @pytest.mark.slow
-def test_two_processes_choose_and_say_the_same_as_one(tiny_clip, evaluate, adapter, questions, tmp_path):
-    words = [*TWO, "--shots-by", tiny_clip]
+def test_two_processes_choose_and_say_the_same_as_one(nano_clip, evaluate, adapter, questions, tmp_path):
+    words = [*TWO, "--shots-by", nano_clip]
     evaluate("vqa", adapter, questions, tmp_path / "one", *words)
     launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--", "eval", "vqa"]
     words = [str(adapter), str(questions), "--out", str(tmp_path / "two"), "--max-new-tokens", "5", *words]

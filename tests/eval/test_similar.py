@@ -1,5 +1,7 @@
 """Images in the order of their likeness: by known vectors, by the model's own eyes, by CLIP."""
 
+from itertools import islice
+
 import numpy as np
 import pytest
 import torch
@@ -49,6 +51,25 @@ def test_what_all_have_in_common_is_taken_from_each():
     assert ordered(vectors, True, ("own",), *shown) == wanted != [2, 1, 0]
 
 
+def test_questions_about_an_image_are_put_in_order_once():
+    """However far each order is read, and whichever is read first."""
+    looked, vectors = [], np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
+
+    def look(images):
+        looked.append(list(images))
+        return [vectors[image] for image in images]
+
+    examples, own = samples(*((number,) for number in range(40))), samples((5,), (5,), (5,), (7,), (7,), (5,))
+    wanted = [list(Similar(examples, look, False)(one)) for one in own]
+    looked.clear()
+    similar = Similar(examples, look, False)
+    orders = [similar(one) for one in own]
+    assert looked[1:] == [[5], [7], [5]]
+    begun = [list(islice(order, number)) for number, order in enumerate(orders)]
+    assert [some + list(order) for some, order in zip(begun, orders, strict=True)] == wanted
+    assert wanted[0] == wanted[5] != wanted[3]
+
+
 def test_images_that_are_all_the_same_are_in_order():
     assert ordered({"a": (1, 2), "b": (3, 4)}, True, ("b",), ("a",), ("a",)) == [0, 1]
     with pytest.raises(ValueError, match="no image of the examples can be opened"):
@@ -69,19 +90,19 @@ def test_an_image_as_a_whole_is_the_mean_of_its_deepest_map(tokens, tiny_vision,
     torch.testing.assert_close(overview(encoder.encode(image), encoder.pyramid), deepest, rtol=1e-4, atol=1e-5)
 
 
-def test_clip_sees_each_image_once(tiny_clip, picture, tmp_path, monkeypatch):
+def test_clip_sees_each_image_once(nano_clip, picture, tmp_path, monkeypatch):
     names = [str(tmp_path / f"{number}.png") for number in range(3)]
     for number, name in enumerate(names):
         picture(number % 2, (64, 48)).save(name)
     rows = [*samples(names[:1], names[1:2], [names[2], names[0]], [b"no image"]), Sample.pair("none", (), "?", "x")]
-    look = ClipLook(tiny_clip, tmp_path / "clip")
+    look = ClipLook(nano_clip, tmp_path / "clip")
     look.add(rows)
-    found, model = look([*names, b"no image"]), Clip(tiny_clip)
+    found, model = look([*names, b"no image"]), Clip(nano_clip)
     wanted = [model.see([model.pixels(picture(number % 2, (64, 48)))])[0] for number in range(3)]
-    torch.testing.assert_close(torch.from_numpy(np.stack(found[:3])), torch.stack(wanted))
+    assert torch.equal(torch.from_numpy(np.stack(found[:3])), torch.stack(wanted)), "whatever is seen beside it"
     assert found[3] is None and (found[0] == found[2]).all()
     assert len(list((tmp_path / "clip").rglob("*.npy"))) == 2, "of one picture in two files one"
-    again = ClipLook(tiny_clip, tmp_path / "clip")
+    again = ClipLook(nano_clip, tmp_path / "clip")
     monkeypatch.setattr(again.clip, "see", None)
     again.add(rows)
     assert [one.tolist() for one in again(names)] == [one.tolist() for one in found[:3]]

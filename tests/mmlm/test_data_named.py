@@ -64,6 +64,7 @@ def test_images_may_be_elsewhere(known, here, tmp_path_factory):
         ("coco-karpathy", {"dataset_coco.json": "caption_datasets/dataset_coco.json", "val2014": "images/val2014"}),
         ("nocaps", {"validation": "images"}),
         ("nocaps", {"validation": "val"}),
+        ("nocaps", {"validation": "images/val"}),
         ("flickr30k", {"flickr30k-images": "flickr30k_images"}),
         (
             "vqav2",
