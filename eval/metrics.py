@@ -11,6 +11,7 @@ from eval.intervals import Measured
 from eval.java import java_how, java_metrics
 from eval.tasks import Task, right
 from mmlm.data import Sample
+from mmlm.ranks import main_says
 
 Metric = Callable[[Sequence[str], Sequence[Sample]], dict[str, Measured]]
 """What is said to each sample -> scores by name."""
@@ -43,12 +44,12 @@ def metrics_for(task: Task, clip: str | None = None) -> Metrics:
     """
 
     def java(said: Sequence[str], samples: Sequence[Sample]) -> dict[str, Measured]:
-        return java_metrics(said, list(map(right, samples)))
+        return java_metrics(said, list(map(right, samples)), how)
 
     more, how = list[Metric](), dict[str, str]()
     if task.name == "caption":
         more.append(java)
-        how |= java_how()
+        how |= main_says(java_how)
     if clip:
         from mmlm.data.clip import Clip
 
