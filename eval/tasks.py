@@ -58,10 +58,11 @@ def blind(sample: Sample) -> Sample:
 
 
 def by_image(samples: Sequence[Sample]) -> list[Sample]:
-    """Captions of the same images as one sample, the first, with all of them as references."""
+    """Captions of the same images, if any, as one sample: the first, with all of them as references."""
     groups: dict[tuple[object, ...], list[Sample]] = {}
-    for sample in samples:
-        groups.setdefault(tuple(map(identity, sample.images)), []).append(sample)
+    for place, sample in enumerate(samples):
+        key = (*map(identity, sample.images), None if sample.images else place)
+        groups.setdefault(key, []).append(sample)
     return [replace(group[0], references=told(group)) for group in groups.values()]
 
 

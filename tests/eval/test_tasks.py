@@ -18,6 +18,11 @@ def test_captions_of_an_image_become_its_references():
     assert by_image([caption(str(n), "a.png", text, every) for n, text in enumerate(every)])[0].references == every
 
 
+def test_captions_without_an_image_have_nothing_in_common():
+    rows = [Sample.pair(id, (), "Describe.", f"a {id}", ()) for id in ("cat", "dog")]
+    assert [(its.id, its.references) for its in by_image(rows)] == [("cat", ("a cat",)), ("dog", ("a dog",))]
+
+
 def test_a_caption_is_asked_for_by_the_prompt_alone():
     chat = (Turn("user", "<image>\nWell?"), Turn("assistant", "a cat", True))
     asked = TASKS["caption"].asked(Sample("1", ("a.png",), chat), "What {is} it?")
