@@ -22,7 +22,7 @@ from eval import parts
 from eval.answering import answerer
 from eval.best import score_best
 from eval.known import Keys, Known
-from eval.metrics import OWN, Metrics, metrics_for
+from eval.metrics import OWN, Metrics, check_clip, metrics_for
 from eval.page import write_page
 from eval.parts import Batch, Part
 from eval.plots import check_matplotlib
@@ -122,6 +122,8 @@ def measure(config: EvalConfig, folder: Path, *, resume: bool = False, overwrite
     cache = FeatureCache(model.vision, zoo.home() / "features")
     reply = answerer(model, cache, config)
     samples, broken = read_samples(config, task, prompt, model)
+    if config.clip:
+        check_clip(samples)
     examples = read_examples(config, task, prompt, model, samples)
     asking, more = prepare(model, cache, samples, examples, choose)
     broken += more

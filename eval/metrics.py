@@ -1,6 +1,6 @@
 """Which scores the answers of a run get, and by what each is computed."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from eval.java import java_how, java_metrics
 from eval.tasks import Task, right
 from mmlm.data import Sample
 from mmlm.ranks import main_says
+from vision.images import identity
 
 Metric = Callable[[Sequence[str], Sequence[Sample]], dict[str, Measured]]
 """What is said to each sample -> scores by name."""
@@ -58,19 +59,27 @@ def metrics_for(task: Task, clip: str | None = None) -> Metrics:
     return Metrics(own(task), more, how)
 
 
+def check_clip(samples: Sequence[Sample]) -> None:
+    """ValueError for a sample that CLIPScore has nothing to see of."""
+    for sample in samples:
+        if not sample.images:
+            raise ValueError(f"sample {sample.id!r}: CLIPScore needs an image; leave --clip out, or the sample")
+
+
 class ClipScore:
     """CLIPScore of what is said to samples; of several images the mean counts. Each is looked at once."""
 
     def __init__(self, clip: Embedder) -> None:
         self.clip = clip
-        self.seen: dict[str, Tensor] = {}
+        self.seen: dict[tuple[Hashable, ...], Tensor] = {}
 
     def __call__(self, said: Sequence[str], samples: Sequence[Sample]) -> dict[str, Measured]:
-        new = [sample for sample in samples if sample.id not in self.seen]
+        keys = [tuple(map(identity, sample.images)) for sample in samples]
+        new = {key: sample.images for key, sample in zip(keys, samples, strict=True) if key not in self.seen}
         if new:
-            its = see(self.clip, [image for sample in new for image in sample.images])
-            parts = its.split([len(sample.images) for sample in new])
-            self.seen |= {sample.id: part.mean(0) for sample, part in zip(new, parts, strict=True)}
-        seen = torch.stack([self.seen[sample.id] for sample in samples])
+            its = see(self.clip, [image for images in new.values() for image in images])
+            parts = its.split([len(images) for images in new.values()])
+            self.seen |= {key: part.mean(0) for key, part in zip(new, parts, strict=True)}
+        seen = torch.stack([self.seen[key] for key in keys])
         found = clip_scores(self.clip, seen, said, list(map(right, samples)))
         return {name: Measured.mean(scores) for name, scores in found.items()}

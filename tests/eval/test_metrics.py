@@ -35,5 +35,23 @@ def test_of_several_images_the_mean_counts(nano_clip, shapes):
     assert both.value == pytest.approx(sum(apart) / 2, abs=1e-6)
 
 
+def test_samples_of_one_id_are_seen_by_their_own_images(nano_clip, shapes):
+    clip, paths, said = Clip(nano_clip), [str(path) for path, *_ in shapes[:2]], ["a cat", "a dog"]
+    samples = [Sample.pair("same", (path,), "?", "a cat") for path in paths]
+    its = ClipScore(clip)(said, samples)["clip_score"]
+    wanted = clip_score_each(clip, paths, said)["clip_score"]
+    assert its.each == pytest.approx(wanted, abs=1e-6) and wanted[0] != wanted[1]
+
+
+def test_a_sample_that_clip_cannot_see_is_refused_before_anything_is_asked(
+    evaluate, adapter, captions, nano_clip, tmp_path, capsys
+):
+    rows = captions.with_name("unseen.jsonl")
+    rows.write_text(captions.read_text() + json.dumps({"id": "words", "text": "a cat"}) + "\n")
+    evaluate("caption", adapter, rows, tmp_path / "run", "--clip", nano_clip, status=1)
+    assert "sample 'words': CLIPScore needs an image; leave --clip out" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_answers_have_no_scores_of_captions():
     assert metrics_for(TASKS["vqa"]).how == {} and not metrics_for(TASKS["vqa"]).more
