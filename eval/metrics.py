@@ -11,7 +11,7 @@ from eval.intervals import Measured
 from eval.java import java_how, java_metrics
 from eval.tasks import Task, right
 from mmlm.data import Sample
-from mmlm.ranks import main_says
+from mmlm.ranks import main_says, main_writes
 from vision.images import identity
 
 Metric = Callable[[Sequence[str], Sequence[Sample]], dict[str, Measured]]
@@ -38,6 +38,8 @@ def own(task: Task) -> Metric:
 def metrics_for(task: Task, clip: str | None = None) -> Metrics:
     """The scores of a task here: those of captions with METEOR and SPICE, where they can be had.
 
+    To be called in every process. The main one is to score; it alone loads what that takes.
+
     Args:
         clip: the model of CLIPScore, as `mmlm.data.clip.Clip` takes it; None: there is none.
 
@@ -52,9 +54,11 @@ def metrics_for(task: Task, clip: str | None = None) -> Metrics:
         more.append(java)
         how |= main_says(java_how)
     if clip:
-        from mmlm.data.clip import Clip
+        with main_writes() as mine:
+            if mine:
+                from mmlm.data.clip import Clip
 
-        more.append(ClipScore(Clip(clip)))
+                more.append(ClipScore(Clip(clip)))
         how |= dict.fromkeys(("clip_score", "ref_clip_score"), clip)
     return Metrics(own(task), more, how)
 

@@ -1,6 +1,9 @@
 """Which scores a run has, and by what they are computed."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -55,3 +58,32 @@ def test_a_sample_that_clip_cannot_see_is_refused_before_anything_is_asked(
 
 def test_answers_have_no_scores_of_captions():
     assert metrics_for(TASKS["vqa"]).how == {} and not metrics_for(TASKS["vqa"]).more
+
+
+@pytest.mark.slow
+def test_of_several_processes_the_main_one_loads_clip_and_all_end_where_it_cannot(nano_clip, tmp_path):
+    config = Path(nano_clip.partition("/")[2]).with_name("nano-clip.json")
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+from pathlib import Path
+import open_clip
+from accelerate import PartialState
+from eval.metrics import metrics_for
+from eval.tasks import TASKS
+from mmlm.ranks import joined, meet
+
+open_clip.add_model_config(Path({str(config)!r}))
+with joined():
+    meet()
+    try:
+        metrics_for(TASKS["vqa"], "open_clip:none/none")
+    except (ValueError, SystemExit) as error:
+        ended = type(error).__name__
+    its = metrics_for(TASKS["vqa"], {nano_clip!r})
+    rank = PartialState().process_index
+    (Path({str(tmp_path)!r}) / str(rank)).write_text(f"{{ended}} {{len(its.more)}} {{','.join(its.how)}}")
+""")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    subprocess.run(launch, check=True, capture_output=True, cwd=Path(__file__).parents[2])
+    assert (tmp_path / "0").read_text() == "ValueError 1 clip_score,ref_clip_score"
+    assert (tmp_path / "1").read_text() == "SystemExit 0 clip_score,ref_clip_score"
