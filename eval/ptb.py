@@ -16,6 +16,9 @@ token counts as length, and of equally long ones the rule that is listed first.
 """
 
 import re
+from functools import lru_cache
+
+_KEPT = 2**16  # captions: several scores of several answers take the same references
 
 
 def _characters(ranges: str) -> str:
@@ -202,6 +205,11 @@ _DROPPED = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", 
 
 def ptb_tokenize(caption: str) -> list[str]:
     """Lower-case Penn Treebank tokens of one caption, punctuation dropped: "The dog's ball." -> the dog 's ball."""
+    return list(_tokenize(caption))
+
+
+@lru_cache(_KEPT)
+def _tokenize(caption: str) -> tuple[str, ...]:
     text = re.sub("[\n\r\x0b\x0c\x85\u2028\u2029]", " ", caption) + "\n\n"  # a line and what begins the next one
     tokens, place = [], 0
     while place < len(text):
@@ -215,7 +223,7 @@ def ptb_tokenize(caption: str) -> list[str]:
             if token:
                 tokens.append(_spell(token, spelling))
             place += len(token) or 1
-    return [token for token in tokens if token and token not in _DROPPED]
+    return tuple(token for token in tokens if token and token not in _DROPPED)
 
 
 def _longest(text: str, place: int) -> tuple[str, str]:

@@ -116,6 +116,11 @@ def test_tokens_of_any_text_are_neither_empty_nor_broken(text):
     assert all(tokens) and " ".join(tokens).split(" ") == (tokens or [""])
 
 
+def test_tokens_that_are_kept_are_not_those_that_are_given():
+    ptb_tokenize("a cat sits").clear()
+    assert ptb_tokenize("a cat sits") == ["a", "cat", "sits"]
+
+
 @pytest.fixture(scope="module")
 def official():
     """Captions of many kinds as pycocoevalcap splits and scores them: see regenerate.py."""
