@@ -27,7 +27,9 @@ from mmlm.model import MultimodalLM
 from vision.backbone import Backbone, load_backbone
 
 torch.set_num_threads(2)
-settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+settings.register_profile(
+    "tests", max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 settings.load_profile("tests")
 
 COLORS, SHAPES = ("red", "green", "blue", "gold"), ("circle", "square", "bar")
