@@ -339,7 +339,7 @@ def ours(work: Work) -> Contender:
 
 
 def features(model: Any, media: Tensor) -> Any:
-    """Features of tiles [tiles, 170, C] as our eyes would give them, without those of an overview, which others lack."""
+    """Features of tiles [tiles, 170, C] as our eyes give them, without those of an overview, which others lack."""
     from PIL import Image
 
     from mmlm.model import MultimodalLM
