@@ -1,0 +1,386 @@
+"""Who takes part in `benchmarks/peers.py`: mmlm and its peers, each on the same plain decoder, media and learnt tokens.
+
+Each is made as its own code makes it, with gates half open where they can be set, frozen where its recipe freezes, and
+AdamW on the rest. Random weights. A peer that is not installed here says so.
+
+R rows, T text tokens, S media embeddings, C their width, D the decoder's.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM, PreTrainedModel
+
+WIDTH, LAYERS, HEADS, VOCABULARY, EVERY = 512, 8, 8, 32_000, 2
+MEDIA = 512  # width of what eyes give
+CELLS = 170  # embeddings of a tile
+GATE = 0.5  # of each gated block, before tanh: nothing may be skipped
+IGNORED = -100
+SMALL: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": HEADS,
+    "bos_token_id": 0,
+    "eos_token_id": None,
+    "pad_token_id": 0,
+}
+DENSE, EXPERT = 1376, 1792  # channels of a feed-forward; of an expert
+
+
+@dataclass(frozen=True)
+class Work:
+    """What all do."""
+
+    decoder: str
+    """ "llama" or "mixtral" (16 experts, of which a token takes 2)."""
+    dtype: torch.dtype
+    rows: int
+    tokens: int
+    """Of a row's text; when training, a quarter of them is learnt."""
+    tiles: int
+    new: int
+    """Tokens that are generated for each row."""
+
+    @property
+    def ids(self) -> Tensor:
+        return torch.randint(100, VOCABULARY, (self.rows, self.tokens), generator=torch.manual_seed(0))
+
+    @property
+    def labels(self) -> Tensor:
+        """What is learnt, at its own place, as transformers takes it [R, T]: the last quarter."""
+        labels = self.ids.clone()
+        labels[:, : self.tokens - self.tokens // 4] = IGNORED
+        return labels
+
+    @property
+    def media(self) -> Tensor:
+        """[R, tiles, 170, C]"""
+        shape = self.rows, self.tiles, CELLS, MEDIA
+        return torch.randn(shape, generator=torch.manual_seed(1))
+
+    @property
+    def speaking(self) -> dict[str, Any]:
+        """Keyword arguments of `generate`."""
+        ids = self.ids
+        how = {"max_new_tokens": self.new, "min_new_tokens": self.new, "do_sample": False, "pad_token_id": 0}
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **how}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """What is timed of one of them."""
+
+    train: Callable[[], Any] | None
+    """A whole step: forward, backward, optimizer."""
+    speak: Callable[[], Any] | None
+    trained: int = 0
+    """Parameters that learn."""
+
+
+def plain(work: Work) -> PreTrainedModel:
+    """The text decoder, frozen."""
+    torch.manual_seed(0)
+    if work.decoder == "llama":
+        decoder: PreTrainedModel = LlamaForCausalLM(LlamaConfig(**SMALL, intermediate_size=DENSE))
+    else:
+        experts = {"num_local_experts": 16, "num_experts_per_tok": 2}
+        decoder = MixtralForCausalLM(MixtralConfig(**SMALL, intermediate_size=EXPERT, **experts))
+    return decoder.to(work.dtype).eval().requires_grad_(False)
+
+
+def step_of(parameters: list[nn.Parameter], loss: Callable[[], Tensor]) -> Callable[[], None]:
+    """A training step as a plain loop has it."""
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4)
+
+    def step() -> None:
+        loss().backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def text(work: Work) -> Contender:
+    """The plain decoder by itself: its forward, and the gradient to its inputs. The unit of all others."""
+    decoder = plain(work)
+    given = decoder.get_input_embeddings()(work.ids).detach().requires_grad_()
+
+    def train() -> None:
+        decoder(inputs_embeds=given, labels=work.labels, use_cache=False).loss.backward()
+        given.grad = None
+
+    return Contender(train, partial(decoder.generate, **work.speaking))
+
+
+def mllama(work: Work) -> Contender:
+    """transformers' Mllama (Llama 3.2 Vision): its cross-attention layers between those of a Llama of our size."""
+    from transformers import MllamaForCausalLM
+    from transformers.models.mllama.configuration_mllama import MllamaTextConfig
+
+    if work.decoder != "llama":
+        raise NotImplementedError("has a Llama of its own and no other decoder")
+
+    class OfImages(MllamaForCausalLM):
+        """As Mllama's own outer class, which has them from pixels, it shows images to the first step alone."""
+
+        def prepare_inputs_for_generation(self, *args: Any, is_first_iteration: bool = False, **kwargs: Any) -> Any:
+            inputs = super().prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration, **kwargs)
+            if not is_first_iteration:
+                inputs["cross_attention_states"] = None
+            return inputs
+
+    torch.manual_seed(0)
+    crossed = list(range(0, LAYERS + LAYERS // EVERY, EVERY + 1))
+    sizes = SMALL | {"num_hidden_layers": LAYERS + len(crossed), "cross_attention_layers": crossed}
+    model = OfImages(MllamaTextConfig(**sizes, intermediate_size=DENSE, rope_parameters={"rope_type": "default"}))
+    model.to(work.dtype).eval().requires_grad_(False)
+    project = nn.Linear(MEDIA, WIDTH).to(work.dtype)  # which is the outer class's, too
+    learning = [*project.parameters()]
+    for place in crossed:
+        layer = model.model.layers[place].requires_grad_()
+        layer.cross_attn_attn_gate.data.fill_(GATE)
+        layer.cross_attn_mlp_gate.data.fill_(GATE)
+        learning += layer.parameters()
+    media = work.media.flatten(1, 2).to(work.dtype)
+    seen = {"input_ids": work.ids, "attention_mask": torch.ones_like(work.ids)}
+
+    def loss() -> Tensor:
+        states = project(media)
+        return model(**seen, cross_attention_states=states, labels=work.labels, use_cache=False).loss
+
+    @torch.no_grad()
+    def speak() -> Any:
+        return model.generate(**work.speaking, cross_attention_states=project(media))
+
+    return Contender(step_of(learning, loss), speak, count(learning))
+
+
+def idefics(work: Work) -> Contender:
+    """transformers' IDEFICS (the first): gated cross-attention in front of every other layer of a Llama of its own."""
+    from transformers import IdeficsConfig, IdeficsForVisionText2Text
+
+    if work.decoder != "llama":
+        raise NotImplementedError("has a Llama of its own and no other decoder")
+    torch.manual_seed(0)
+    eyes = {"embed_dim": MEDIA, "image_size": 32, "patch_size": 16, "num_hidden_layers": 1, "intermediate_size": 64}
+    sizes = {name: SMALL[name] for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")}
+    config = IdeficsConfig(
+        **sizes,
+        intermediate_size=DENSE,
+        additional_vocab_size=0,
+        cross_layer_interval=EVERY,
+        alpha_initializer="ones",
+        vision_config=eyes | {"num_attention_heads": HEADS},
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    model = IdeficsForVisionText2Text(config).to(work.dtype).eval().requires_grad_(False)
+    blocks = model.model.gated_cross_attn_layers.requires_grad_()
+    for block in blocks:
+        block.alpha_cross_attn.data.fill_(GATE)
+        block.alpha_dense.data.fill_(GATE)
+    learning = list(blocks.parameters())
+    media = work.media.to(work.dtype)
+    seen = torch.ones(work.rows, work.tokens, work.tiles, dtype=torch.int64)
+    shown = {"attention_mask": torch.ones_like(work.ids), "image_attention_mask": seen}
+
+    def loss() -> Tensor:
+        ids = {"input_ids": work.ids, "labels": work.labels}
+        return model(**ids, **shown, image_encoder_embeddings=media, use_cache=False).loss
+
+    @torch.no_grad()
+    def speak() -> Any:
+        # in generate its name for what eyes gave already is another
+        return model.generate(**work.speaking, image_attention_mask=seen, image_hidden_states=media)
+
+    return Contender(step_of(learning, loss), speak, count(learning))
+
+
+def open_flamingo(work: Work) -> Contender:
+    """OpenFlamingo 2.0.1: its Perceiver of 64 latents and its gated layers around those of our decoder."""
+    from open_flamingo.src.flamingo import Flamingo
+    from open_flamingo.src.flamingo_lm import FlamingoLMMixin
+    from open_flamingo.src.utils import extend_instance
+
+    decoder = plain(work)
+
+    class Masked(FlamingoLMMixin):
+        """generate leaves a mask of ones out, which the original's forward asks for."""
+
+        def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
+            return super().forward(input_ids, attention_mask, **kwargs)
+
+    extend_instance(decoder, Masked)
+    decoder.set_decoder_layers_attr_name("model.layers")
+
+    class Given(nn.Module):
+        """Eyes whose features are ready: what looks like pixels is they."""
+
+        def visual(self, shown: Tensor) -> tuple[None, Tensor]:
+            return None, shown.flatten(1, 2)
+
+    torch.manual_seed(0)
+    mark = VOCABULARY - 1
+    model = Flamingo(Given(), decoder, mark, mark, vis_dim=MEDIA, cross_attn_every_n_layers=EVERY)
+    model.perceiver.to(work.dtype)
+    blocks = decoder.gated_cross_attn_layers.to(work.dtype)
+    for block in blocks:
+        if block is not None:
+            block.attn_gate.data.fill_(GATE)
+            block.ff_gate.data.fill_(GATE)
+    learning = [*model.perceiver.requires_grad_().parameters(), *blocks.requires_grad_().parameters()]
+    # a row's tiles are one image to it, of so many features; an image's token comes first
+    media = work.media.flatten(1, 2)[:, None, None, None].to(work.dtype)  # [R, 1, 1, 1, S, C]
+    ids = torch.cat([torch.full((work.rows, 1), mark), work.ids[:, 1:]], 1)
+    mask = torch.ones_like(ids)
+
+    def loss() -> Tensor:
+        return model(media, ids, attention_mask=mask, labels=work.labels).loss
+
+    @torch.no_grad()
+    def speak() -> Any:
+        how = {key: value for key, value in work.speaking.items() if key not in ("input_ids", "attention_mask")}
+        return model.generate(media, ids, attention_mask=mask, eos_token_id=None, **how)
+
+    return Contender(step_of(learning, loss), speak, count(learning))
+
+
+def flamingo_pytorch(work: Work) -> Contender:
+    """flamingo-pytorch 0.1.2: a PaLM of its own, of our width and depth, without a cache to generate with."""
+    from flamingo_pytorch import FlamingoPaLM
+
+    if work.decoder != "llama":
+        raise NotImplementedError("has a PaLM of its own and no other decoder")
+    torch.manual_seed(0)
+    model = FlamingoPaLM(
+        dim=WIDTH,
+        num_tokens=VOCABULARY,
+        depth=LAYERS,
+        dim_head=WIDTH // HEADS,
+        heads=HEADS,
+        cross_attn_every=EVERY,
+        img_encoder=nn.Identity(),
+        media_token_id=VOCABULARY - 1,
+    ).to(work.dtype)
+    learning = [*model.perceiver_resampler.parameters()]
+    for _, block in model.layers:
+        if block is not None:
+            block.attn_gate.data.fill_(GATE)
+            block.ff_gate.data.fill_(GATE)
+            learning += block.parameters()
+    media = work.media.flatten(1, 2)[:, None].to(work.dtype)  # [R, 1, S, C]
+    ids = torch.cat([torch.full((work.rows, 1), VOCABULARY - 1), work.ids[:, 1:]], 1)
+
+    def loss() -> Tensor:
+        logits = model(ids, images=media)
+        return cross_entropy(logits[:, :-1].flatten(0, 1).float(), work.labels[:, 1:].flatten(), ignore_index=IGNORED)
+
+    @torch.no_grad()
+    def speak() -> Any:
+        said = ids
+        for _ in range(work.new):
+            said = torch.cat([said, model(said, images=media)[:, -1:].argmax(-1)], 1)
+        return said
+
+    return Contender(step_of(learning, loss), speak, count(learning))
+
+
+def ours(work: Work) -> Contender:
+    """mmlm: a step of `mmlm finetune` whose features are in the cache and whose texts are new; and `generate`."""
+    import timm
+
+    from finetune.checkpoint import learning
+    from finetune.config import OptimConfig
+    from finetune.loop import plain_attention
+    from finetune.loss import learnt_loss
+    from finetune.optim import adamw
+    from mmlm.experts import use_padded_experts
+    from mmlm.media import collate
+    from mmlm.model import MultimodalLM
+
+    decoder = plain(work)
+    if work.decoder == "mixtral":
+        use_padded_experts(decoder)  # as from_parts does with one that it loads
+    sizes = {"embed_dim": MEDIA, "depth": 3, "num_heads": HEADS, "img_size": 512}
+    eyes = timm.create_model("vit_tiny_patch16_224", features_only=True, **sizes)
+    torch.manual_seed(0)
+    model = MultimodalLM.from_parts(decoder, eyes, tokenizer=tokenizer(), every=EVERY, start=0).train()
+    for block in model.adapter.blocks:
+        block.attention_gate.data.fill_(GATE)
+        block.ff_gate.data.fill_(GATE)
+    labels = work.labels.roll(-1, 1)  # what a token foretells
+    labels[:, -1] = IGNORED
+    rows = [[row] for row in range(work.rows)]
+    media = collate(
+        [features(model, its) for its in work.media], rows, torch.zeros_like(work.ids), model.vision.pyramid
+    )
+    batch = {"input_ids": work.ids, "attention_mask": torch.ones_like(work.ids), **media}
+    optimizer, parameters = adamw(learning(model), OptimConfig()), [its for _, its in learning(model)]
+
+    def train() -> None:
+        with plain_attention(model):
+            loss, learnt = learnt_loss(model, model, batch | {"labels": labels, "below": None})
+            (loss / learnt).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return Contender(train, lambda: model.generate(**media, **work.speaking), count(parameters))
+
+
+def features(model: Any, media: Tensor) -> Any:
+    """Features of tiles [tiles, 170, C] as our eyes give them, without those of an overview, which others lack."""
+    from PIL import Image
+
+    from mmlm.model import MultimodalLM
+    from vision.encoder import Features
+
+    assert isinstance(model, MultimodalLM)
+    sides = {1: (512, 512), 2: (1024, 512), 4: (768, 768)}
+    its = model.vision.encode(Image.new("RGB", sides[len(media)]))
+    keep = [places[:, 0] >= 85 for places in its.places]
+    flat = media.flatten(0, 1)
+    assert sum(int(one.sum()) for one in keep) == len(flat)
+    values = flat.split([int(one.sum()) for one in keep])
+    return Features(values, tuple(places[one] for places, one in zip(its.places, keep, strict=True)))
+
+
+def tokenizer() -> Any:
+    """One that a model has to have; nothing is said here in words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(symbols)}, merges=[]))
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="!", pad_token="!")
+
+
+def count(parameters: list[nn.Parameter]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
+
+
+CONTENDERS: dict[str, Callable[[Work], Contender]] = {
+    "text": text,
+    "mmlm": ours,
+    "mllama": mllama,
+    "idefics": idefics,
+    "open_flamingo": open_flamingo,
+    "flamingo_pytorch": flamingo_pytorch,
+}
+NEEDS = {"open_flamingo": "open_flamingo", "flamingo_pytorch": "flamingo_pytorch"}  # packages that are not our own
+
+
+def lacking(name: str) -> str:
+    """Why a contender cannot take part; "" if it can."""
+    package = NEEDS.get(name)
+    return f"{package} is not installed (benchmarks/README.md)" if package and find_spec(package) is None else ""

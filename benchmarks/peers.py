@@ -1,0 +1,153 @@
+"""mmlm beside its peers, on the same plain decoder, media and learnt tokens: `python benchmarks/peers.py`.
+
+Contenders (`benchmarks/contenders.py`) are built in one process and take turns, each turn in another order. Of a turn
+the ratio to "text" counts: the plain decoder's own forward and gradient to its inputs, or its `generate`. Other work
+on the machine slows all of a turn. A line of JSON for each contender and kind of work, with seconds on the wall and of
+the processor, and a table at the end: medians of the turns, and their quartiles.
+
+    train      R rows of 64 tokens, a quarter learnt: forward, backward, clipping, AdamW
+    generate   16 tokens of prompt, 64 new ones, greedy
+    memory     peak of a training step over the built model, MiB: in a process of its own for each
+
+Who is not installed is named; benchmarks/README.md says how to install all.
+"""
+
+import argparse
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+os.environ.setdefault("GOMP_SPINCOUNT", "0")  # waiting OpenMP threads spin; it is read when torch is imported
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import torch
+from contenders import CONTENDERS, Contender, Work, lacking
+from generation import machine, spread
+
+FP32, BF16 = torch.float32, torch.bfloat16
+WORKS = {
+    "train": Work("llama", FP32, rows=4, tokens=64, tiles=1, new=0),
+    "train bf16": Work("llama", BF16, rows=4, tokens=64, tiles=1, new=0),
+    "train 4 tiles": Work("llama", FP32, rows=4, tokens=64, tiles=4, new=0),
+    "generate 1": Work("llama", FP32, rows=1, tokens=16, tiles=1, new=64),
+    "generate 8": Work("llama", FP32, rows=8, tokens=16, tiles=1, new=64),
+    "generate 8, 4 tiles": Work("llama", FP32, rows=8, tokens=16, tiles=4, new=64),
+    "mixtral train": Work("mixtral", FP32, rows=4, tokens=64, tiles=1, new=0),
+    "mixtral generate 1": Work("mixtral", FP32, rows=1, tokens=16, tiles=1, new=64),
+    "mixtral generate 8": Work("mixtral", FP32, rows=8, tokens=16, tiles=1, new=64),
+}
+Time = tuple[float, float]  # seconds: wall, processor
+
+
+def timed(run: Callable[[], Any]) -> Time:
+    wall, processor = time.perf_counter(), time.process_time()
+    run()
+    return time.perf_counter() - wall, time.process_time() - processor
+
+
+def run_of(name: str, contender: Contender) -> Callable[[], Any] | None:
+    """What of a contender is timed."""
+    return contender.train if "train" in name else contender.speak
+
+
+def built(name: str, names: list[str]) -> dict[str, Callable[[], Any]]:
+    """What each contender does of a kind of work; who cannot is told on stderr."""
+    found = {}
+    for one in names:
+        try:
+            run = run_of(name, CONTENDERS[one](WORKS[name]))
+        except NotImplementedError as error:
+            print(f"{name}: {one} {error}", file=sys.stderr)
+            continue
+        if run is not None:
+            run()  # warm
+            found[one] = run
+    return found
+
+
+def measure(name: str, names: list[str], rounds: int) -> dict[str, dict[str, list[float]]]:
+    """By contender: `wall` and `processor` seconds, and their ratios to those of "text", of each turn."""
+    runs, order = built(name, names), random.Random(0)
+    turns = [{one: timed(runs[one]) for one in order.sample(list(runs), len(runs))} for _ in range(rounds)]
+    return {
+        one: {
+            "wall": spread([turn[one][0] for turn in turns]),
+            "processor": spread([turn[one][1] for turn in turns]),
+            "ratio": spread([turn[one][0] / turn["text"][0] for turn in turns]),
+            "processor_ratio": spread([turn[one][1] / turn["text"][1] for turn in turns]),
+        }
+        for one in runs
+    }
+
+
+def resident() -> float:
+    """MiB of this process's memory now."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize() / 2**20
+
+
+def peak(name: str, contender: str) -> float:
+    """MiB that a few training steps take at their peak over what the built model takes."""
+    run = run_of(name, CONTENDERS[contender](WORKS[name]))
+    assert run is not None
+    before = resident()
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # the peak counts from here
+    for _ in range(3):
+        run()
+    with open("/proc/self/status") as file:
+        high = next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) / 1024
+    return high - before
+
+
+def memory(name: str, contender: str) -> float:
+    """The same, in a process of its own."""
+    command = [sys.executable, __file__, "--peak", contender, "--work", name]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument("--work", nargs="+", choices=WORKS, default=list(WORKS))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--memory", action="store_true", help="tell the peaks of training steps, too")
+    parser.add_argument("--peak", choices=CONTENDERS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.peak:
+        print(peak(args.work[0], args.peak))
+        return
+    names = [one for one in args.contenders if not lacking(one)]
+    for one in args.contenders:
+        if why := lacking(one):
+            print(f"{one}: {why}", file=sys.stderr)
+    print(machine(), flush=True)
+    table = [["", *names]]
+    for name in args.work:
+        found = measure(name, names, args.rounds)
+        for one, its in found.items():
+            print(json.dumps({"work": name, "contender": one} | its), flush=True)
+        table.append([name, *(cell(found.get(one, {}).get("ratio")) for one in names)])
+        if args.memory and "train" in name:
+            peaks = {one: round(memory(name, one)) for one in found}
+            print(json.dumps({"work": name, "mib": peaks}), flush=True)
+            table.append([f"{name}, MiB", *(str(peaks.get(one, "")) for one in names)])
+    print(f"\nmedians (and quartiles) of {args.rounds} turns, over the plain decoder")
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        print("  ".join(map(str.ljust, row, widths)).rstrip())
+
+
+def cell(values: list[float] | None) -> str:
+    return f"{values[0]:.2f} ({values[1]:.2f}-{values[2]:.2f})" if values else "-"
+
+
+if __name__ == "__main__":
+    main()
