@@ -22,7 +22,7 @@ from finetune.folder import LOSS, METRICS, REPORT, check_folder, has_run, start_
 from finetune.loop import train
 from finetune.metrics import peak_rss_gb
 from finetune.plots import plot_loss
-from finetune.quickstart_report import CAPTIONS, DATA, TITLES, VQA, card_scores, report_of, show, write
+from finetune.quickstart_report import CAPTIONS, DATA, TITLES, VQA, card_scores, cards_of, report_of, show, write
 from finetune.scenes import CREDIT
 from mmlm import zoo
 from mmlm.decoder import active_parameters
@@ -105,8 +105,9 @@ def quickstart(config: QuickstartConfig, folder: Path, *, resume: bool = False, 
     model.config.data, model.config.scores = DATA, card_scores(report)
     model.save_pretrained(folder)
     write_json(folder / REPORT, report)
-    write(folder, report, tests, said, f"{zoo.DECODER} with {zoo.VISION}; images: {EASY_VQA_CREDIT}; {CREDIT}")
-    show(folder, report, tests, said)
+    cards = cards_of(tests, said)
+    write(folder, report, cards, f"{zoo.DECODER} with {zoo.VISION}; images: {EASY_VQA_CREDIT}; {CREDIT}")
+    show(folder, report, cards)
 
 
 def held_out(config: QuickstartConfig, asked: str) -> dict[str, list[Sample]]:

@@ -1,6 +1,7 @@
 """What the quickstart tells of itself: scores with intervals, beside their controls, and what the model says."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ CAPTIONS = {"shapes": "shapes redrawn", "scenes": "scenes"}
 TITLES = VQA | CAPTIONS
 SCORES = {**dict.fromkeys(VQA, ("accuracy",)), "shapes": ("exact",), "scenes": ("cider", "bleu4", "exact")}
 CARDS = {"easy_vqa": 6, "easy_vqa_redrawn": 6, "scenes": 12}
-SHOWN = {"easy_vqa": 3, "scenes": 3}  # on the terminal
+SHOWN = ("easy_vqa", "scenes")  # of which the terminal has the first few cards
+FEW = 3
 DATA = ["easy-VQA, in part redrawn", "scenes of OpenMoji drawings"]  # for the model card
 HEAD = ("held-out", "score", "images shuffled", "no image", "question alone")
 
@@ -80,20 +82,17 @@ def markdown(report: Mapping[str, Any]) -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
 
 
-def write(
-    folder: Path, report: Mapping[str, Any], tests: Mapping[str, Sequence[Sample]], said: Mapping[str, Said], about: str
-) -> None:
-    """Writes scores.md and report.html.
+def cards_of(tests: Mapping[str, Sequence[Sample]], said: Mapping[str, Said]) -> dict[str, list[Card]]:
+    """The cards of each test that has some; what was said to its samples is by the way they were asked."""
+    return {name: make_cards(tests[name], said[name]["true"], count) for name, count in CARDS.items()}
 
-    Args:
-        tests, said: by name; what was said to a test's samples, by the way they were asked.
-        about: the run.
-    """
+
+def write(folder: Path, report: Mapping[str, Any], cards: Mapping[str, Sequence[Card]], about: str) -> None:
+    """Writes scores.md and report.html; `about` is the run."""
     with whole_file(folder / TABLE) as draft:
         draft.write_text(markdown(report), encoding="utf-8")
-    cards = [card for name, count in CARDS.items() for card in make_cards(tests[name], said[name]["true"], count)]
     body = table(list(rows_of(report)), HEAD) + table(list(facts_of(report)))
-    body += section("Held-out images, as they come", cards)
+    body += section("Held-out images, as they come", list(chain.from_iterable(cards.values())))
     with whole_file(folder / PAGE) as draft:
         draft.write_text(page("mmlm quickstart", f"{about}. In parentheses: 95% intervals.", body), encoding="utf-8")
 
@@ -115,17 +114,15 @@ def make_cards(samples: Sequence[Sample], said: Sequence[str], count: int) -> li
     return cards
 
 
-def show(
-    folder: Path, report: Mapping[str, Any], tests: Mapping[str, Sequence[Sample]], said: Mapping[str, Said]
-) -> None:
+def show(folder: Path, report: Mapping[str, Any], cards: Mapping[str, Sequence[Card]]) -> None:
     """What the terminal ends with: scores, three answers and three captions, the next commands to type."""
     print(f"\n{aligned([HEAD, *rows_of(report)])}\n\n{aligned(list(facts_of(report)))}\n")
-    for name, count in SHOWN.items():
-        for card in make_cards(tests[name], said[name]["true"], count):
+    for name in SHOWN:
+        for card in cards[name][:FEW]:
             mark, sample = "✓" if card.right else "✗", card.sample
             print(f"{mark} {sample.question}\n    said {card.said!r}, right {sample.answer!r}")
     print(
-        f"\n{folder / PAGE} shows {sum(CARDS.values())} held-out images. Now with an image of your own:\n\n"
+        f"\n{folder / PAGE} shows {sum(map(len, cards.values()))} held-out images. Now with an image of your own:\n\n"
         f"    mmlm caption IMAGE --model {folder}\n"
         f'    mmlm ask IMAGE "what color is the shape?" --model {folder}\n'
     )

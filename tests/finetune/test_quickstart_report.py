@@ -4,7 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from finetune.quickstart_report import card_scores, facts_of, make_cards, markdown, report_of, rows_of, show, write
+from finetune.quickstart_report import (
+    card_scores,
+    cards_of,
+    facts_of,
+    make_cards,
+    markdown,
+    report_of,
+    rows_of,
+    show,
+    write,
+)
 from mmlm.samples import Sample
 
 
@@ -108,7 +118,7 @@ def test_the_model_card_has_all_of_them(report):
 def test_the_table_and_the_page_have_them_too(report, picture, tmp_path):
     shown = [Sample.pair("q0", (picture(),), "is it red?", "no", ("no",), "yes/no")]
     tests = dict.fromkeys(("easy_vqa", "easy_vqa_redrawn", "scenes"), shown)
-    write(tmp_path, report, tests, dict.fromkeys(tests, ways(["no"], ["yes"], [""])), "a run")
+    write(tmp_path, report, cards_of(tests, dict.fromkeys(tests, ways(["no"], ["yes"], [""]))), "a run")
     lines = (tmp_path / "scores.md").read_text().splitlines()
     assert lines[:2] == ["| held-out | score | images shuffled | no image | question alone |", "| --- " * 5 + "|"]
     assert markdown(report).splitlines() == lines and len(lines) == 2 + len(list(rows_of(report)))
@@ -119,9 +129,11 @@ def test_the_table_and_the_page_have_them_too(report, picture, tmp_path):
 def test_the_terminal_ends_with_samples_and_what_to_type_next(report, capsys):
     """Of a small test, whose cards are fewer than twelve, as well."""
     said = {"easy_vqa": VQA_SAID, "scenes": ways(["x", "y", "z"], [""] * 3, [""] * 3)}
-    show(Path("runs/mine"), report, {"easy_vqa": TEST, "scenes": SCENES}, said)
+    said["easy_vqa_redrawn"] = ways([], [], [])
+    tests = {"easy_vqa": TEST, "easy_vqa_redrawn": [], "scenes": SCENES}
+    show(Path("runs/mine"), report, cards_of(tests, said))
     told = capsys.readouterr().out
     assert "✓ is it red?\n    said 'no', right 'no'\n" in told
     assert all(f"✗ Describe the image.\n    said {word!r}, right" in told for word in "xyz")
     assert "mmlm caption IMAGE --model runs/mine" in told and "mmlm ask IMAGE " in told
-    assert "runs/mine/report.html shows " in told
+    assert "runs/mine/report.html shows 6 held-out images" in told
