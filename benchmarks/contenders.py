@@ -13,26 +13,18 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+from generation import SMALL, byte_tokenizer, plain_mixtral, small_llama
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
-WIDTH, LAYERS, HEADS, VOCABULARY, EVERY = 512, 8, 8, 32_000, 2
+WIDTH, LAYERS, HEADS = (SMALL[name] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
+VOCABULARY, EVERY = SMALL["vocab_size"], 2  # a block in front of every second layer
 MEDIA = 512  # width of what eyes give
 CELLS = 170  # embeddings of a tile
 GATE = 0.5  # of each gated block, before tanh: nothing may be skipped
 IGNORED = -100
-SMALL: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": WIDTH,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": HEADS,
-    "num_key_value_heads": HEADS,
-    "bos_token_id": 0,
-    "eos_token_id": None,
-    "pad_token_id": 0,
-}
-DENSE, EXPERT = 1376, 1792  # channels of a feed-forward; of an expert
+DENSE = 1376  # channels of a feed-forward
 
 
 @dataclass(frozen=True)
@@ -88,11 +80,7 @@ class Contender:
 def plain(work: Work) -> PreTrainedModel:
     """The text decoder, frozen."""
     torch.manual_seed(0)
-    if work.decoder == "llama":
-        decoder: PreTrainedModel = LlamaForCausalLM(LlamaConfig(**SMALL, intermediate_size=DENSE))
-    else:
-        experts = {"num_local_experts": 16, "num_experts_per_tok": 2}
-        decoder = MixtralForCausalLM(MixtralConfig(**SMALL, intermediate_size=EXPERT, **experts))
+    decoder = small_llama() if work.decoder == "llama" else plain_mixtral()
     return decoder.to(work.dtype).eval().requires_grad_(False)
 
 
@@ -126,9 +114,6 @@ def mllama(work: Work) -> Contender:
     from transformers import MllamaForCausalLM
     from transformers.models.mllama.configuration_mllama import MllamaTextConfig
 
-    if work.decoder != "llama":
-        raise NotImplementedError("has a Llama of its own and no other decoder")
-
     class OfImages(MllamaForCausalLM):
         """As Mllama's own outer class, which has them from pixels, it shows images to the first step alone."""
 
@@ -140,7 +125,7 @@ def mllama(work: Work) -> Contender:
 
     torch.manual_seed(0)
     crossed = list(range(0, LAYERS + LAYERS // EVERY, EVERY + 1))
-    sizes = SMALL | {"num_hidden_layers": LAYERS + len(crossed), "cross_attention_layers": crossed}
+    sizes = SMALL | {"bos_token_id": 0, "num_hidden_layers": LAYERS + len(crossed), "cross_attention_layers": crossed}
     model = OfImages(MllamaTextConfig(**sizes, intermediate_size=DENSE, rope_parameters={"rope_type": "default"}))
     model.to(work.dtype).eval().requires_grad_(False)
     project = nn.Linear(MEDIA, WIDTH).to(work.dtype)  # which is the outer class's, too
@@ -168,8 +153,6 @@ def idefics(work: Work) -> Contender:
     """transformers' IDEFICS (the first): gated cross-attention in front of every other layer of a Llama of its own."""
     from transformers import IdeficsConfig, IdeficsForVisionText2Text
 
-    if work.decoder != "llama":
-        raise NotImplementedError("has a Llama of its own and no other decoder")
     torch.manual_seed(0)
     eyes = {"embed_dim": MEDIA, "image_size": 32, "patch_size": 16, "num_hidden_layers": 1, "intermediate_size": 64}
     sizes = {name: SMALL[name] for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")}
@@ -259,8 +242,6 @@ def flamingo_pytorch(work: Work) -> Contender:
     """flamingo-pytorch 0.1.2: a PaLM of its own, of our width and depth, without a cache to generate with."""
     from flamingo_pytorch import FlamingoPaLM
 
-    if work.decoder != "llama":
-        raise NotImplementedError("has a PaLM of its own and no other decoder")
     torch.manual_seed(0)
     model = FlamingoPaLM(
         dim=WIDTH,
@@ -314,7 +295,7 @@ def ours(work: Work) -> Contender:
     sizes = {"embed_dim": MEDIA, "depth": 3, "num_heads": HEADS, "img_size": 512}
     eyes = timm.create_model("vit_tiny_patch16_224", features_only=True, **sizes)
     torch.manual_seed(0)
-    model = MultimodalLM.from_parts(decoder, eyes, tokenizer=tokenizer(), every=EVERY, start=0).train()
+    model = MultimodalLM.from_parts(decoder, eyes, tokenizer=byte_tokenizer(), every=EVERY, start=0).train()
     for block in model.adapter.blocks:
         block.attention_gate.data.fill_(GATE)
         block.ff_gate.data.fill_(GATE)
@@ -355,32 +336,32 @@ def features(model: Any, media: Tensor) -> Any:
     return Features(values, tuple(places[one] for places, one in zip(its.places, keep, strict=True)))
 
 
-def tokenizer() -> Any:
-    """One that a model has to have; nothing is said here in words."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(symbols)}, merges=[]))
-    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="!", pad_token="!")
-
-
 def count(parameters: list[nn.Parameter]) -> int:
     return sum(parameter.numel() for parameter in parameters)
 
 
-CONTENDERS: dict[str, Callable[[Work], Contender]] = {
-    "text": text,
-    "mmlm": ours,
-    "mllama": mllama,
-    "idefics": idefics,
-    "open_flamingo": open_flamingo,
-    "flamingo_pytorch": flamingo_pytorch,
+@dataclass(frozen=True)
+class Entry:
+    """Who may take part."""
+
+    make: Callable[[Work], Contender]
+    decoders: tuple[str, ...] = ("llama", "mixtral")
+    """That it can have; others have one of their own, which stands beside the plain llama."""
+    package: str = "transformers"
+    """That it comes with."""
+
+    def lacks(self, work: Work) -> str:
+        """Why it cannot take part in a kind of work; "" if it can."""
+        if find_spec(self.package) is None:
+            return f"{self.package} is not installed (benchmarks/README.md)"
+        return "" if work.decoder in self.decoders else "has a decoder of its own and no other"
+
+
+CONTENDERS = {
+    "text": Entry(text),
+    "mmlm": Entry(ours),
+    "mllama": Entry(mllama, ("llama",)),
+    "idefics": Entry(idefics, ("llama",)),
+    "open_flamingo": Entry(open_flamingo, package="open_flamingo"),
+    "flamingo_pytorch": Entry(flamingo_pytorch, ("llama",), "flamingo_pytorch"),
 }
-NEEDS = {"open_flamingo": "open_flamingo", "flamingo_pytorch": "flamingo_pytorch"}  # packages that are not our own
-
-
-def lacking(name: str) -> str:
-    """Why a contender cannot take part; "" if it can."""
-    package = NEEDS.get(name)
-    return f"{package} is not installed (benchmarks/README.md)" if package and find_spec(package) is None else ""

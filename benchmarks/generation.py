@@ -58,11 +58,15 @@ def small_llama() -> PreTrainedModel:
     return LlamaForCausalLM(LlamaConfig(**SMALL, intermediate_size=1376))
 
 
+def plain_mixtral() -> PreTrainedModel:
+    """16 experts of which a token takes 2, random, as transformers runs them."""
+    experts = {"num_local_experts": 16, "num_experts_per_tok": 2}
+    return MixtralForCausalLM(MixtralConfig(**SMALL, intermediate_size=1792, **experts))
+
+
 def small_mixtral() -> PreTrainedModel:
-    """16 experts of which a token takes 2, random; on a CPU padded, as those of a decoder that is loaded."""
-    decoder = MixtralForCausalLM(
-        MixtralConfig(**SMALL, intermediate_size=1792, num_local_experts=16, num_experts_per_tok=2)
-    )
+    """The same; on a CPU its experts are padded, as those of a decoder that is loaded."""
+    decoder = plain_mixtral()
     if fast_device().type == "cpu":
         use_padded_experts(decoder)
     return decoder
@@ -77,16 +81,21 @@ def llama_1b() -> PreTrainedModel:
 BUILT = {"small-llama": small_llama, "small-mixtral": small_mixtral, "llama-1b": llama_1b}
 
 
+def byte_tokenizer() -> PreTrainedTokenizerBase:
+    """Of 256 tokens, for decoders whose weights are random."""
+    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(symbols)}, merges=[]))
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="!", pad_token="!")
+
+
 def decoder_of(name: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A decoder of `BUILT`, the default one, or what transformers loads; and a tokenizer."""
     if name in BUILT:
-        symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
-        core = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(symbols)}, merges=[]))
         torch.manual_seed(0)
         decoder = BUILT[name]()
         if dtype != "auto":
             decoder.to(getattr(torch, dtype))
-        return decoder.eval(), PreTrainedTokenizerFast(tokenizer_object=core, eos_token="!", pad_token="!")
+        return decoder.eval(), byte_tokenizer()
     how = {} if dtype == "auto" else {"dtype": getattr(torch, dtype)}
     return zoo.load_default_decoder(**how) if name == zoo.DECODER else load_decoder(name, **how)
 

@@ -27,7 +27,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")  # waiting OpenMP threads spin; it 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import torch
-from contenders import CONTENDERS, Contender, Work, lacking
+from contenders import CONTENDERS, Contender, Work
 from generation import machine, spread
 
 FP32, BF16 = torch.float32, torch.bfloat16
@@ -60,12 +60,9 @@ def built(name: str, names: list[str]) -> dict[str, Callable[[], Any]]:
     """What each contender does of a kind of work; who cannot is told on stderr."""
     found = {}
     for one in names:
-        try:
-            run = run_of(name, CONTENDERS[one](WORKS[name]))
-        except NotImplementedError as error:
-            print(f"{name}: {one} {error}", file=sys.stderr)
-            continue
-        if run is not None:
+        if why := CONTENDERS[one].lacks(WORKS[name]):
+            print(f"{name}: {one} takes no part: {why}", file=sys.stderr)
+        elif run := run_of(name, CONTENDERS[one].make(WORKS[name])):
             run()  # warm
             found[one] = run
     return found
@@ -94,7 +91,7 @@ def resident() -> float:
 
 def peak(name: str, contender: str) -> float:
     """MiB that a few training steps take at their peak over what the built model takes."""
-    run = run_of(name, CONTENDERS[contender](WORKS[name]))
+    run = run_of(name, CONTENDERS[contender].make(WORKS[name]))
     assert run is not None
     before = resident()
     with open("/proc/self/clear_refs", "w") as file:
@@ -124,10 +121,7 @@ def main() -> None:
     if args.peak:
         print(peak(args.work[0], args.peak))
         return
-    names = [one for one in args.contenders if not lacking(one)]
-    for one in args.contenders:
-        if why := lacking(one):
-            print(f"{one}: {why}", file=sys.stderr)
+    names = args.contenders
     print(machine(), flush=True)
     table = [["", *names]]
     for name in args.work:
