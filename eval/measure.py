@@ -4,14 +4,11 @@ Which samples are asked together follows from the data alone, and whole batches 
 there are, and however often they were killed, they say the same.
 """
 
-import hashlib
 import json
 import random
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 from importlib.metadata import version
-from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -20,82 +17,28 @@ from tqdm import tqdm
 
 from eval import parts
 from eval.answering import answerer
+from eval.asking import Asking, prepare
 from eval.best import score_best
-from eval.known import Keys, Known
 from eval.metrics import OWN, Metrics, check_clip, metrics_for
 from eval.page import write_page
 from eval.parts import Batch, Part
 from eval.plots import check_matplotlib
 from eval.rank import with_options
-from eval.run import alike, batches
 from eval.scores import WAYS, Scores, score
-from eval.settings import PREDICTIONS, RANDOM, REPORT, SCORES, SHOTS, EvalConfig, check_folder, start
-from eval.shots import Chooser, few, others
-from eval.tasks import QUESTION, TASKS, Task, blind, by_image, right
-from eval.together import Answer, Answerer, Together
+from eval.settings import PREDICTIONS, REPORT, SCORES, SHOTS, EvalConfig, check_folder, start
+from eval.shots import Chooser
+from eval.tasks import QUESTION, TASKS, Task, by_image, right
+from eval.together import Answer, Answerer
 from mmlm import zoo
 from mmlm.data import Sample
 from mmlm.data.rows import SampleError
 from mmlm.data.told import tell
-from mmlm.marked import Marked
 from mmlm.model import MultimodalLM
 from mmlm.ranks import main_first, main_writes, meet
-from mmlm.samples import asked
 from vision.features import FeatureCache
 from vision.files import whole_file, write_json
 
 PACKAGES = ("mmlm-adapter", "torch", "transformers", "open_clip_torch")
-
-
-@dataclass
-class Asking:
-    """The samples of a run, and what each is asked with, by the way it is asked."""
-
-    samples: list[Sample] = field(default_factory=list)
-    shots: list[list[Sample]] = field(default_factory=list)
-    """The examples before each."""
-    keys: dict[str, list[Keys]] = field(default_factory=lambda: {way: [] for way in WAYS})
-    """Of the images that are shown, the examples' first."""
-    texts: dict[str, list[Marked]] = field(default_factory=lambda: {way: [] for way in WAYS})
-    shown: dict[str, list[Sample]] = field(default_factory=lambda: {way: [] for way in WAYS})
-    """The samples with the images that they are shown, and with the examples."""
-    written: dict[str, list[tuple[str, ...]]] = field(default_factory=lambda: {way: [] for way in WAYS})
-    """What is written in the images that are shown."""
-
-    def plan(self, cache: FeatureCache, size: int) -> list[Batch]:
-        """Who is asked together. Of those that are asked the very same only the first is."""
-        ways = []
-        for way in WAYS:
-            rows, kinds = list(dict.fromkeys(self.firsts(way))), [sample.kind for sample in self.samples]
-            its = batches(cache, rows, kinds, self.keys[way], self.texts[way], size)
-            ways.append([(way, tuple(batch)) for batch in its])
-        return [batch for group in zip_longest(*ways) for batch in group if batch]
-
-    def firsts(self, way: str) -> list[int]:
-        """For each sample the first that is asked the same."""
-        return alike(self.keys[way], self.texts[way], [sample.choices for sample in self.samples])
-
-    def together(self, way: str, rows: Sequence[int], seed: int) -> Together:
-        """A batch, as it is asked; what is drawn for it follows from the seed and from what it is of."""
-        drawn = hashlib.blake2b(repr((seed, way, rows)).encode(), digest_size=4).digest()
-        shown = [self.shown[way][row] for row in rows]
-        before = [sum(len(one.images) for one in self.shots[row]) for row in rows]
-        return Together(
-            shown,
-            [sample.images[count:] for sample, count in zip(shown, before, strict=True)],
-            [self.keys[way][row] for row in rows],
-            [self.written[way][row] for row in rows],
-            [self.texts[way][row] for row in rows],
-            int.from_bytes(drawn),
-        )
-
-    def digest(self) -> str:
-        """A hash of all that the model is shown, and of what its answers are scored against."""
-        found = hashlib.blake2b(digest_size=16)
-        for row, sample in enumerate(self.samples):
-            shown = [[self.keys[way][row], self.texts[way][row].ids, self.texts[way][row].index] for way in WAYS]
-            found.update(json.dumps([sample.id, sample.kind, right(sample), sample.choices, shown]).encode())
-        return found.hexdigest()
 
 
 def measure(config: EvalConfig, folder: Path, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
@@ -202,52 +145,6 @@ def read_examples(
     if PartialState().is_main_process and (source.data, source.split) != (config.data, config.split):
         tell(f"{source.data}, of which examples are taken", len(found), broken, "`mmlm data check`")
     return found
-
-
-def prepare(
-    model: MultimodalLM, cache: FeatureCache, samples: Sequence[Sample], examples: Sequence[Sample], choose: Chooser
-) -> tuple[Asking, list[str]]:
-    """What each sample is asked with; and why others cannot be asked."""
-    known, broken, kept = Known(model, cache), list[str](), list[Sample]()
-    known.add(samples)
-    for sample in samples:
-        if error := known.error(sample):
-            broken.append(f"sample {sample.id!r}: {error}")
-        elif choose.looks and not sample.images:
-            broken.append(f"sample {sample.id!r}: no image to find similar ones by; take examples --shots-by {RANDOM}")
-        else:
-            kept.append(sample)
-    shots = choose(known, kept, examples)
-    known.read([*kept, *chain.from_iterable(shots)])
-    its = Asking()
-    for sample, shown in zip(kept, shots, strict=True):
-        try:
-            whole, without = few(model.config, shown, sample), few(model.config, map(blind, shown), blind(sample))
-            true, none = asked(model, whole, written=known.written(whole)), asked(model, without)
-        except ValueError as error:
-            broken.append(str(error))
-            continue
-        its.samples.append(sample)
-        its.shots.append(shown)
-        its.keys["true"].append(known.keys(whole))
-        its.keys["blind"].append(())
-        its.texts["true"].append(true)
-        its.texts["blind"].append(none)
-        its.shown["true"].append(whole)
-        its.shown["blind"].append(without)
-        its.written["true"].append(known.written(whole))
-        its.written["blind"].append(())
-    own = [known.keys(sample) for sample in its.samples]
-    images = {keys: sample.images for keys, sample in zip(own, its.samples, strict=True)}
-    before = [list(chain.from_iterable(map(known.keys, shown))) for shown in its.shots]
-    for row, keys in enumerate(others(own, before)):
-        whole = few(model.config, its.shots[row], replace(its.samples[row], images=images[keys]))
-        its.keys["shuffled"].append(known.keys(whole))
-        its.shown["shuffled"].append(whole)
-        its.written["shuffled"].append(words := known.written(whole))
-        reads = model.processor.reader is not None
-        its.texts["shuffled"].append(asked(model, whole, written=words) if reads else its.texts["true"][row])
-    return its, broken
 
 
 def ask(

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
+from eval.asking import prepare
 from eval.known import Known
-from eval.measure import prepare, read_examples
+from eval.measure import read_examples
 from eval.run import predict, shuffle
 from eval.settings import EvalConfig
 from eval.shots import Chooser, at_random, choose, few, others
@@ -228,18 +229,18 @@ def test_in_each_way_the_prompt_is_that_of_a_chat(ocr, make_model, picture, tmp_
     of = {cache.add(image): image for image in images}
     for row, (sample, shots) in enumerate(zip(samples[:4], found.shots, strict=True)):
         before = [told[int(shot.id)] for shot in shots]
-        assert found.keys["shuffled"][row][-1] not in found.keys["true"][row]
+        assert found.ways["shuffled"][row].keys[-1] not in found.ways["true"][row].keys
         for way in ("true", "shuffled"):
-            *first, last = [of[key] for key in found.keys[way][row]]
+            *first, last = [of[key] for key in found.ways[way][row].keys]
             assert first == [image for image, *_ in before] and (last is images[row]) == (way == "true")
             batch = model.processor(text=chat(model.config, *before, last=(last, sample.question)))
-            assert found.texts[way][row].ids == batch["input_ids"][0].tolist()
-            assert found.texts[way][row].index == batch["media_index"][0].tolist()
+            assert found.ways[way][row].text.ids == batch["input_ids"][0].tolist()
+            assert found.ways[way][row].text.index == batch["media_index"][0].tolist()
         words = chat(model.config, *before, last=(None, sample.question))
         words = [one | {"content": one["content"][-1]["text"]} if one["role"] == "user" else one for one in words]
-        assert found.texts["blind"][row].ids == model.processor(text=words)["input_ids"][0].tolist()
-        assert found.keys["blind"][row] == () and not pictures(words)
-    assert sum(found.keys["shuffled"][row][-1] in of for row in range(4)) == 4
+        assert found.ways["blind"][row].text.ids == model.processor(text=words)["input_ids"][0].tolist()
+        assert found.ways["blind"][row].keys == () and not pictures(words)
+    assert sum(found.ways["shuffled"][row].keys[-1] in of for row in range(4)) == 4
 
 
 def test_what_cannot_be_an_example_is_passed_over(tiny_model, picture, tmp_path):
@@ -263,7 +264,7 @@ def test_a_sample_without_an_image_is_like_no_other(tiny_model, picture, tmp_pat
     assert found.samples == samples and "sample 'none': no image to find similar ones by" in broken[0]
     found, broken = prepare(tiny_model, cache, [none], samples, Chooser(replace(config, shots_by="random")))
     assert found.samples == [none] and not broken
-    assert len(found.keys["shuffled"][0]) == 1, "the example's, which stays"
+    assert len(found.ways["shuffled"][0].keys) == 1, "the example's, which stays"
 
 
 @given(
