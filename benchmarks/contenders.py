@@ -280,9 +280,9 @@ def ours(work: Work) -> Contender:
     """mmlm: a step of `mmlm finetune` whose features are in the cache and whose texts are new; and `generate`."""
     import timm
 
+    from finetune.attention import plain_attention
     from finetune.checkpoint import learning
     from finetune.config import OptimConfig
-    from finetune.loop import plain_attention
     from finetune.loss import learnt_loss
     from finetune.optim import adamw
     from mmlm.experts import use_padded_experts
@@ -309,7 +309,7 @@ def ours(work: Work) -> Contender:
     optimizer, parameters = adamw(learning(model), OptimConfig()), [its for _, its in learning(model)]
 
     def train() -> None:
-        with plain_attention(model):
+        with plain_attention(model, batch):
             loss, learnt = learnt_loss(model, model, batch | {"labels": labels, "below": None})
             (loss / learnt).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -34,11 +34,11 @@ from generation import BUILT, decoder_of, machine, seconds, spread
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
+from finetune.attention import plain_attention
 from finetune.checkpoint import learning
 from finetune.compiled import Compiled
 from finetune.config import OptimConfig
 from finetune.encoded import IGNORED
-from finetune.loop import plain_attention
 from finetune.loss import learnt_loss
 from finetune.optim import adamw
 from mmlm import zoo
@@ -87,9 +87,10 @@ def step_of(model: MultimodalLM, args: argparse.Namespace, kinds: tuple[str, ...
     def step() -> None:
         if "recompute" in kinds:
             model.gradient_checkpointing_enable()
-        with compiled():
-            loss, learnt = learnt_loss(model, model, batch)
-        (loss / learnt).backward()
+        with plain_attention(model, batch):
+            with compiled():
+                loss, learnt = learnt_loss(model, model, batch)
+            (loss / learnt).backward()
         torch.nn.utils.clip_grad_norm_(parameters, rates.clip)
         optimizer.step()
         optimizer.zero_grad()
@@ -129,15 +130,12 @@ def main() -> None:
     torch.manual_seed(0)
     model = made(args)
     rate = product_rate(model.decoder.dtype)
-    with plain_attention(model):
-        steps = {name: step_of(model, args, CONTENDERS[name]) for name in args.contenders}
-        flops = counted(step_of(model, args, ()))
-        for step in steps.values():
-            step()
-        order = random.Random(0)
-        turns = [
-            {name: seconds(steps[name]) for name in order.sample(list(steps), len(steps))} for _ in range(args.rounds)
-        ]
+    steps = {name: step_of(model, args, CONTENDERS[name]) for name in args.contenders}
+    flops = counted(step_of(model, args, ()))
+    for step in steps.values():
+        step()
+    order = random.Random(0)
+    turns = [{name: seconds(steps[name]) for name in order.sample(list(steps), len(steps))} for _ in range(args.rounds)]
     what = {
         "decoder": args.decoder,
         "parameters": sum(p.numel() for p in model.decoder.parameters()),

@@ -6,8 +6,8 @@ step.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from accelerate.utils import DistributedDataParallelKwargs, send_to_device
 from tqdm import tqdm
 
 from finetune import checkpoint
+from finetune.attention import plain_attention
 from finetune.batches import Mixture
 from finetune.below import Below
 from finetune.calibrate import calibrate
@@ -102,7 +103,6 @@ def train(
     with (
         Metrics(folder, accelerator, config, progress.step) as metrics,
         Fetched(mixture, passes, rank, world, config.steps) as fetched,
-        plain_attention(model),
         stopping() as stop,
     ):
         while progress.step < config.steps:
@@ -127,7 +127,8 @@ def train(
             for number, batch in enumerate(batches):
                 torch.manual_seed(hash((seed, step, rank * passes + number)) % 2**63)  # of dropout, where there is any
                 accelerator.sync_gradients = number + 1 == passes
-                with nullcontext() if accelerator.sync_gradients else accelerator.no_sync(forward):
+                alone = nullcontext() if accelerator.sync_gradients else accelerator.no_sync(forward)
+                with alone, plain_attention(model, batch):
                     with compiled():
                         summed, _ = learnt_loss(forward, model, send_to_device(batch, accelerator.device))
                     accelerator.backward(summed * (world / max(learnt, 1)))  # processes' gradients become their mean
@@ -228,24 +229,9 @@ def prepare(model: MultimodalLM, collate: Collator, mixture: Mixture, config: Tr
 
     idle = not PartialState().is_main_process
     steps = tqdm(range(config.calibrate), desc="calibrating", unit="batch", disable=idle)
-    with plain_attention(model):  # as in training: batches may keep what the decoder made of a prefix
-        reach = calibrate(model, (send_to_device(collate(samples(step)), model.device) for step in steps))
+    reach = calibrate(model, (send_to_device(collate(samples(step)), model.device) for step in steps))
     if config.words:
         steps = tqdm(range(config.words), desc="learning words", unit="batch", disable=idle)
         ids = sorted(word for word, _ in mixture.words().most_common(MOST_WORDS))
         shown = (send_to_device(collate.shown(samples(step)), model.device) for step in steps)
         speak(model, learn_words(model, ids, shown, config.words), reach)
-
-
-@contextmanager
-def plain_attention(model: MultimodalLM) -> Iterator[None]:
-    """Within it, on a CPU, the decoder's attention is plain products: the fused backward is 13x slower in bf16."""
-    used = model.decoder.config._attn_implementation
-    if model.device.type != "cpu" or used != "sdpa":
-        yield
-        return
-    model.decoder.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        model.decoder.set_attn_implementation(used)

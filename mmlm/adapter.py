@@ -5,9 +5,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
+from torch.nn.functional import linear, pad
 
-from mmlm.block import GatedBlock, RMSNorm, Whiten, at_least_fp32
+from mmlm.block import GatedBlock, RMSNorm, Whiten, at_least_fp32, is_plain
 from mmlm.config import AdapterConfig
 from mmlm.decoder import gathered
 from mmlm.resampler import Resampler
@@ -73,6 +73,20 @@ class Adapter(nn.Module):
         """
         assert self.images is not None
         return media + pad(self.images, (0, 0, 1, 0)).index_select(0, place)
+
+    def keys_values(self, media: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Media embeddings [E, M] -> keys and values of each block, each [E, K, d]. Once per prompt, never per token.
+
+        All blocks' in one product, which is faster than many narrow ones; not where something is around one of them
+        (LoRA), or its weights are not here until it is called (ZeRO-3).
+        """
+        products = [product for block in self.blocks for product in (block.k, block.v)]
+        if all(map(is_plain, products)):
+            made = linear(media, torch.cat([product.weight for product in products]))
+            parts = made.split([product.out_features for product in products], -1)
+        else:
+            parts = tuple(product(media) for product in products)
+        return [block.keys_values(*pair) for block, *pair in zip(self.blocks, parts[::2], parts[1::2], strict=True)]
 
     def gates(self) -> dict[str, float]:
         """tanh of every gate, by name: how far each is open. To be called in every process of a sharded model."""

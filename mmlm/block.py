@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
+from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
 from mmlm.config import AdapterConfig
 
 EPS = 1e-6  # of RMS norms
+SCORES = 2**18  # of a head
 SAMPLES = 1024  # values of each weight by which a change is noticed that torch does not count
 
 
@@ -32,9 +33,10 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        """x [..., width] -> the same, times `scale`."""
         fp32 = at_least_fp32(self.weight)
-        return rms_norm(x.to(fp32.dtype), self.weight.shape, fp32, EPS)
+        return rms_norm(x.to(fp32.dtype), self.weight.shape, fp32 * scale, EPS)
 
 
 class Whiten(nn.Module):
@@ -55,7 +57,7 @@ class Whiten(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         mean, weight, bias = map(at_least_fp32, (self.mean, self.weight, self.bias))
         x = rms_norm(x.to(mean.dtype), self.weight.shape, eps=EPS) - mean
-        return (x @ self.rotation).to(mean.dtype) * weight + bias
+        return torch.addcmul(bias, (x @ self.rotation).to(mean.dtype), weight)
 
     @torch.no_grad()
     def fit(self, samples: Tensor, shrink: float = 0.1) -> None:
@@ -101,11 +103,10 @@ class GatedBlock(nn.Module):
         """What is copied and pickled: not what is folded, which follows from it."""
         return {**super().__getstate__(), "kept": None}
 
-    def keys_values(self, media: Tensor) -> tuple[Tensor, Tensor]:
-        """Media embeddings [N, M] -> keys and values, each [N, K, d]. Once per prompt, never per token."""
-        k = self.k_norm(self.k(media).unflatten(-1, (self.K, self.d)))
-        v = self.v(media).unflatten(-1, (self.K, self.d))
-        return k.to(v.dtype), v
+    def keys_values(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """What k and v make of media embeddings, each [N, K*d], -> keys and values, each [N, K, d]."""
+        k, v = (x.unflatten(-1, (self.K, self.d)) for x in (k, v))
+        return self.k_norm(k).to(v.dtype), v
 
     def forward(self, hidden: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sees: Tensor | None) -> Tensor:
         """hidden [B, T, D]; k, v [B, K, S, d]; mask bool [B, T, S] or None (all); sees bool [B, T] or None (all).
@@ -114,9 +115,9 @@ class GatedBlock(nn.Module):
         """
         self.kept = None  # in training it would be out of date after every step
         x = at_least_fp32(hidden)
-        x = x + torch.tanh(self.attention_gate) * self.scale * at_least_fp32(self.attention(self.norm(x), k, v, mask))
-        x = x + torch.tanh(self.ff_gate) * self.scale * at_least_fp32(self.feed_forward(self.ff_norm(x)))
-        x = x.to(hidden.dtype)
+        opened, ff_opened = (torch.tanh(gate) * self.scale for gate in (self.attention_gate, self.ff_gate))
+        x = torch.addcmul(x, opened, at_least_fp32(self.attention(self.norm(x), k, v, mask)))
+        x = torch.addcmul(x, ff_opened, at_least_fp32(self.feed_forward(self.ff_norm(x)))).to(hidden.dtype)
         return x if sees is None else torch.where(sees[..., None], x, hidden)
 
     def feed_forward(self, x: Tensor) -> Tensor:
@@ -125,13 +126,13 @@ class GatedBlock(nn.Module):
 
     def attention(self, x: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """x [B, T, D] -> [B, T, D]."""
-        q = self.q_norm(self.q(x).unflatten(-1, (-1, self.d))).to(v.dtype)  # [B, T, H, d]
+        q = self.q_norm(self.q(x).unflatten(-1, (-1, self.d)), self.d**-0.5).to(v.dtype)  # [B, T, H, d]
         return self.o(look(q, k, v, mask))
 
     @property
     def plain(self) -> bool:
         """Are its products of their weights alone? With LoRA around one of them they cannot be folded."""
-        return all(type(product) is nn.Linear for product in (self.q, self.o, self.gate, self.up, self.down))
+        return all(map(is_plain, (self.q, self.o, self.gate, self.up, self.down)))
 
     @torch.no_grad()
     def folded(self, dtype: torch.dtype) -> "Folded":
@@ -143,6 +144,11 @@ class GatedBlock(nn.Module):
         return kept
 
 
+def is_plain(product: nn.Module) -> bool:
+    """Is it a product with its weight and no more? Not so with LoRA around it, or its weight in parts elsewhere."""
+    return type(product) is nn.Linear and product.weight.shape == (product.out_features, product.in_features)
+
+
 class Folded:
     """A block for calls without gradients: weights that follow each other, multiplied with each other beforehand.
 
@@ -151,28 +157,32 @@ class Folded:
     """
 
     def __init__(self, block: GatedBlock, dtype: torch.dtype, state: "State") -> None:
-        self.state, self.q_norm = state, at_least_fp32(block.q_norm.weight)
+        self.state, self.q_norm = state, at_least_fp32(block.q_norm.weight) * block.d**-0.5
+        self.eps = torch.full_like(self.q_norm[:1], EPS)
         self.shift, self.ff_shift = (-at_least_fp32(norm.mean) for norm in (block.norm, block.ff_norm))
-        self.q = fold(block.norm, block.q.weight, dtype)
-        self.gate_up = fold(block.ff_norm, torch.cat([block.gate.weight, block.up.weight]), dtype)  # [2F, D]
-        self.o, self.down = (product.weight.detach().to(dtype) for product in (block.o, block.down))
+        self.q, self.q_bias = fold(block.norm, block.q.weight, dtype)
+        gate_up = torch.cat([block.gate.weight, block.up.weight])  # [2F, D]
+        self.gate_up, self.gate_up_bias = fold(block.ff_norm, gate_up, dtype)
+        self.o, self.down = (product.weight.detach().to(dtype).T for product in (block.o, block.down))
         self.opened, self.ff_opened = (torch.tanh(g) * block.scale for g in (block.attention_gate, block.ff_gate))
 
     def __call__(self, hidden: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sees: Tensor | None) -> Tensor:
         """As `GatedBlock.forward`, to rounding. Tokens that see nothing come out bit for bit as they went in."""
-        x = at_least_fp32(hidden)
-        q = linear(torch.addcmul(self.shift, x, rms(x)).to(v.dtype), *self.q).unflatten(-1, (-1, v.shape[-1]))
-        y = look((q * rms(q) * self.q_norm).to(v.dtype), k, v, mask)
-        x = torch.addcmul(x, self.opened, linear(y, self.o))
-        gate, up = linear(torch.addcmul(self.ff_shift, x, rms(x)).to(v.dtype), *self.gate_up).chunk(2, -1)
-        x = torch.addcmul(x, self.ff_opened, linear(silu(gate) * up, self.down)).to(hidden.dtype)
+        B, T, D = hidden.shape
+        x = at_least_fp32(hidden).view(-1, D)
+        q = torch.addmm(self.q_bias, torch.addcmul(self.shift, x, self.rms(x)).to(v.dtype), self.q)
+        q = q.view(B, T, -1, v.shape[-1])
+        y = look((self.rms(q) * q * self.q_norm).to(v.dtype), k, v, mask).view(len(x), -1)
+        x = torch.addcmul(x, self.opened, y.mm(self.o))
+        inner = torch.addmm(self.gate_up_bias, torch.addcmul(self.ff_shift, x, self.rms(x)).to(v.dtype), self.gate_up)
+        gate, up = inner.view(len(x), 2, -1).unbind(1)
+        x = torch.addcmul(x, self.ff_opened, (silu(gate) * up).mm(self.down)).to(hidden.dtype).view(hidden.shape)
         return x if sees is None else torch.where(sees[..., None], x, hidden)
 
-
-def rms(x: Tensor) -> Tensor:
-    """What an RMS norm multiplies x [..., width] with, in fp32 [..., 1]: on a CPU half as many calls as torch's own."""
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
-    return torch.rsqrt(norm.square() / x.shape[-1] + EPS)
+    def rms(self, x: Tensor) -> Tensor:
+        """What an RMS norm multiplies x [..., width] with, in fp32 [..., 1]: on a CPU a third of torch's own calls."""
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+        return torch.addcmul(self.eps, norm, norm, value=1 / x.shape[-1]).rsqrt_()
 
 
 class State:
@@ -192,15 +202,22 @@ class State:
 
 
 def fold(norm: Whiten, weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Weight [F, D] and bias [F] of a product that does what the rotation, scale and shift and then `weight` do."""
+    """A weight [D, F] and a bias [F] that do what the rotation, scale and shift and then `weight` [F, D] do."""
     with torch.autocast(weight.device.type, enabled=False):
         weight, scale, rotation, bias = map(at_least_fp32, (weight, norm.weight, norm.rotation, norm.bias))
-        return ((weight * scale) @ rotation.T).to(dtype), (weight @ bias).to(dtype)
+        return ((weight * scale) @ rotation.T).to(dtype).T, (weight @ bias).to(dtype)
 
 
 def look(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """q [B, T, H, d] -> [B, T, H*d]. The G query heads of a key head are folded into its queries."""
+    """q [B, T, H, d], which is divided by sqrt(d) -> [B, T, H*d].
+
+    The G query heads of a key head are folded into its queries.
+    """
     B, T = q.shape[:2]
+    if T == 1:  # as most calls are, when nothing need be put in another order
+        return attend(q.view(B, k.shape[1], -1, q.shape[3]), k, v, mask if mask is None else mask[:, None]).reshape(
+            B, 1, -1
+        )
     q = q.unflatten(2, (k.shape[1], -1)).permute(0, 2, 3, 1, 4).flatten(2, 3)  # [B, K, G*T, d]
     if mask is not None:
         mask = mask[:, None].repeat(1, 1, q.shape[2] // T, 1)  # [B, 1, G*T, S]
@@ -208,13 +225,14 @@ def look(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v.
+    """softmax(q k^T) v.
 
-    In training on a CPU in plain products: the fused kernel's backward is 13x slower in bf16. Its forward is faster.
+    In training on a CPU in plain products while a head's scores are few: the fused kernel's backward is up to twice as
+    slow then, and up to three times as fast where they are many.
     """
-    if q.device.type != "cpu" or not torch.is_grad_enabled():
-        return scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    scores = at_least_fp32(q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
+    if q.device.type != "cpu" or not torch.is_grad_enabled() or q.shape[-2] * k.shape[-2] > SCORES:
+        return scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
+    scores = at_least_fp32(q @ k.transpose(-1, -2))
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
     return scores.softmax(-1).to(v.dtype) @ v

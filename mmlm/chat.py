@@ -12,8 +12,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicSlidingWindowLayer
 
+from mmlm.cache import RoomyLayer
 from mmlm.media import View, collate, to_device
 from mmlm.messages import Message
 from mmlm.splice import tokens_seen
@@ -117,7 +118,7 @@ class Chat:
         kinds = {type(layer) for layer in self.cache.layers}
         pairs = zip(self.seen, prompt[:-1], strict=False)
         same = next((i for i, (old, new) in enumerate(pairs) if old != new), min(len(self.seen), len(prompt) - 1))
-        if not kinds <= ({DynamicLayer, DynamicSlidingWindowLayer} if same == len(self.seen) else {DynamicLayer}):
+        if not kinds <= ({RoomyLayer, DynamicSlidingWindowLayer} if same == len(self.seen) else {RoomyLayer}):
             return None
         if same < len(self.seen):
             self.cache.crop(same - len(self.seen))

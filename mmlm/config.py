@@ -209,7 +209,8 @@ def fit_config(
         text_model: config of a transformers decoder.
         count: of its layers.
         every, start, layers: as in `place_blocks`.
-        heads, kv_heads: of the cross-attention; by default the decoder's own.
+        heads, kv_heads: of the cross-attention; by default the decoder's own, but a key head for every four query heads
+            where the decoder has as many of both.
         settings: other fields of `AdapterConfig`.
 
     Raises ValueError for settings that there are not, that make no sense, or that do not fit the decoder.
@@ -223,7 +224,7 @@ def fit_config(
     text = text_model.get_text_config(decoder=True)
     own = getattr(text, "num_attention_heads", None) or max(1, text.hidden_size // 64)  # Mamba and RWKV have none
     heads = own if heads is None else heads
-    kv_heads = getattr(text, "num_key_value_heads", None) or heads if kv_heads is None else kv_heads
+    kv_heads = key_heads(text, own, heads) if kv_heads is None else kv_heads
     try:
         width = getattr(text, "head_dim", None)
     except RuntimeError:  # of a decoder whose layers differ in it
@@ -236,6 +237,19 @@ def fit_config(
         kv_heads=kv_heads,
         **({"head_dim": width, "media_dim": text.hidden_size} | settings),
     )
+
+
+def key_heads(text: Any, own: int, heads: int) -> int:
+    """Key and value heads for so many query heads: as many as the decoder has, if it has fewer of them than queries.
+
+    Else one for every four, or so: four fifths of what a tile costs are keys and values, and with a quarter of them
+    attention is hardly the worse (Ainslie et al. 2023, arXiv:2305.13245).
+
+    Args:
+        own: query heads of the decoder.
+    """
+    fewer = getattr(text, "num_key_value_heads", None) or own
+    return fewer if fewer < own else next(n for n in range(max(1, heads // 4), 0, -1) if heads % n == 0)
 
 
 def place_blocks(count: int, every: int | None, start: int | None, layers: list[int] | None) -> list[int]:

@@ -147,7 +147,9 @@ class View:
         self.owner = self.owner.where(self.owner < 0, self.owner + before)
         if attend == "all":
             self.place()
-        self.kv: dict[int, tuple[Tensor, Tensor]] = {}
+        every = torch.arange(len(self.media), device=self.gather.device)
+        self.whole = torch.equal(self.gather.flatten(), every)  # each embedding once, in order
+        self.kv: list[tuple[Tensor, Tensor]] = []
         self.folded: dict[int, Folded] = {}
         self.here: tuple[int, int, int] | None = None
         self.sees: Tensor | None = None
@@ -234,27 +236,37 @@ class View:
         """The block's own work: x [Q, queries, D] -> [Q, queries, D]."""
         k, v = self.keys_values(block)
         queries = x.shape[1]  # of several streams, so many for each token
-        mask, sees = (
-            t if t is None or t.shape[1] == queries else t.repeat_interleave(queries // t.shape[1], 1)
-            for t in (self.mask, self.sees)
-        )
-        its = self.adapter.blocks[block]
-        folds = block in self.folded or (its.plain and not torch.compiler.is_compiling())
-        if torch.is_grad_enabled() or not folds:
-            with casting(x.device, self.dtype):
-                return its(x, k, v, mask, sees)
-        if block not in self.folded:  # once, as keys and values are: it looks at the block's weights
-            self.folded[block] = its.folded(v.dtype)
-        return self.folded[block](x, k, v, mask, sees)
+        mask, sees = self.mask, self.sees
+        if mask is not None and mask.shape[1] != queries:
+            mask = mask.repeat_interleave(queries // mask.shape[1], 1)
+        if sees is not None and sees.shape[1] != queries:
+            sees = sees.repeat_interleave(queries // sees.shape[1], 1)
+        if not torch.is_grad_enabled() and (folded := self.fold(block, v.dtype)):
+            return folded(x, k, v, mask, sees)
+        with casting(x.device, self.dtype):
+            return self.adapter.blocks[block](x, k, v, mask, sees)
+
+    def fold(self, block: int, dtype: torch.dtype) -> Folded | None:
+        """The block for calls without gradients, if it can be folded: once, since that looks at its weights."""
+        if block not in self.folded:
+            its = self.adapter.blocks[block]
+            if torch.compiler.is_compiling() or not its.plain:
+                return None
+            self.folded[block] = its.folded(dtype)
+        return self.folded[block]
 
     def keys_values(self, block: int) -> tuple[Tensor, Tensor]:
         """Keys and values [Q, K, S, d] of the block."""
-        if block not in self.kv:
+        if not self.kv:
             with casting(self.media.device, self.dtype):
-                k, v = self.adapter.blocks[block].keys_values(self.media)
-            k, v = (x.index_select(0, self.gather.flatten()).unflatten(0, self.gather.shape) for x in (k, v))
-            self.kv[block] = k.transpose(1, 2).contiguous(), v.transpose(1, 2).contiguous()  # every token reads them
+                made = self.adapter.keys_values(self.media)
+            self.kv = [(self.of_rows(k), self.of_rows(v)) for k, v in made]
         return self.kv[block]
+
+    def of_rows(self, x: Tensor) -> Tensor:
+        """Keys or values [E, K, d] -> those of each row [Q, K, S, d], in order, since every token reads them."""
+        x = x if self.whole else x.index_select(0, self.gather.flatten())
+        return x.unflatten(0, self.gather.shape).transpose(1, 2).contiguous()
 
     def at(self, index: Tensor) -> "View":
         """The same media, their keys and values shared, seen by the tokens of another text: `media_index` [R, T]."""
@@ -271,8 +283,7 @@ class View:
         other.media = torch.cat([self.media, new.media])
         other.gather = torch.cat([self.gather, new.gather + len(self.media)], 1)
         other.owner = torch.cat([self.owner, new.owner], 1)
-        other.kv, other.here, other.folded = {}, None, {}
-        for block, pair in self.kv.items():
-            more = new.keys_values(block)
-            other.kv[block] = torch.cat([pair[0], more[0]], 2), torch.cat([pair[1], more[1]], 2)
+        other.here, other.folded, other.whole = None, {}, False
+        pairs = [zip(pair, new.keys_values(block), strict=True) for block, pair in enumerate(self.kv)]
+        other.kv = [(torch.cat(next(both), 2), torch.cat(next(both), 2)) for both in pairs]
         return other

@@ -29,6 +29,7 @@ from mmlm.config import AdapterConfig, fit_config
 from mmlm.decoder import find_layers, home
 from mmlm.media import EYES, KEYS, View, casting
 from mmlm.messages import Message, Text, is_one
+from mmlm.packed import pack_output, packing
 from mmlm.parts import Eyes, backbones_of, decoder_of, for_decoder, quantization_of, several
 from mmlm.pretrained import Pretrained
 from mmlm.processor import Processor
@@ -72,6 +73,7 @@ class MultimodalLM(Pretrained):
         self.processor = Processor(tokenizer, vision.pyramid, vision.detail, config.mark, ocr, config.ocr_tokens)
         layers = find_layers(decoder)
         self.splice = Splice(decoder, layers, config.layers)
+        pack_output(decoder)
         self.trained = choose_trained(self, config)
         """Names of the parameters that are trained, and saved."""
         if not config.fingerprint and device.type != "meta":  # of a saved adapter it is known, and has been compared
@@ -109,7 +111,8 @@ class MultimodalLM(Pretrained):
             vision: what `load_backbone` takes, as "timm/NAME", or several: a list of those.
             every, start, layers: which decoder layers get a block in front, as in `place_blocks`; by default four,
                 spread over the last third.
-            heads, kv_heads: of the cross-attention; by default the decoder's own.
+            heads, kv_heads: of the cross-attention; by default the decoder's own, but a key head for every four query
+                heads where the decoder has as many of both.
             revision: of the decoder on the hub.
             ocr: what reads the text in images, as `Processor` takes it; a callable is not saved.
             decoder_kwargs: for transformers' `from_pretrained`: dtype, device_map, quantization_config, ...
@@ -294,7 +297,7 @@ class MultimodalLM(Pretrained):
             kwargs.setdefault("tokenizer", self.processor.tokenizer)
         assistant = kwargs.get("assistant_model")
         helped = drafting(self, assistant, kwargs) if isinstance(assistant, MultimodalLM) else nullcontext()
-        with helped, self.looking(kwargs):
+        with helped, packing(), self.looking(kwargs):
             return self.decoder.generate(**kwargs)  # type: ignore[operator]  # of a mixin that subclasses have
 
     def stream(self, images: Any = None, prompt: Text = "", **kwargs: Any) -> Iterator[str]:

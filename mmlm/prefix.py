@@ -17,6 +17,7 @@ from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from mmlm.cache import make_room
 from mmlm.decoder import home
 from mmlm.kept import Kept, Parts
 from mmlm.marked import Marked
@@ -61,6 +62,7 @@ class Prefixes(Kept):
         pieces = whole.split([heads * size for heads, size in self.shapes], -1)
         tensors = [piece.unflatten(-1, shape).transpose(1, 2) for piece, shape in zip(pieces, self.shapes, strict=True)]
         cache = DynamicCache()
+        make_room(cache)
         for number, (keys, values) in enumerate(zip(tensors[::2], tensors[1::2], strict=True)):
             cache.update(keys, values, number)
         return cache

@@ -129,5 +129,5 @@ class Layer(nn.Module):
     def attention(self, x: Tensor, cells: Tensor, real: Tensor) -> Tensor:
         v = self.v(cells).unflatten(-1, (-1, HEAD)).transpose(1, 2)  # [views, H, C, d]
         k = self.k_norm(self.k(cells).unflatten(-1, (-1, HEAD))).to(v.dtype).transpose(1, 2)
-        q = self.q_norm(self.q(x).unflatten(-1, (-1, HEAD))).to(v.dtype).transpose(1, 2)  # [views, H, L, d]
+        q = self.q_norm(self.q(x).unflatten(-1, (-1, HEAD)), HEAD**-0.5).to(v.dtype).transpose(1, 2)  # [views, H, L, d]
         return self.o(attend(q, k, v, real[:, None, None]).transpose(1, 2).flatten(2))

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from mmlm.cache import make_room
 from mmlm.media import View
 
 CACHES = ("past_key_values", "cache_params", "state")  # of most decoders, of Mamba, of RWKV
@@ -56,16 +57,17 @@ class Splice:
 
 
 class _Start:
-    """Before the decoder: which tokens are these?"""
+    """Before the decoder: which tokens are these? And its cache gets room to grow."""
 
     def __init__(self, splice: Splice) -> None:
         self.splice = splice
 
     def __call__(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        cache = next((kwargs[name] for name in CACHES if kwargs.get(name) is not None), None)
+        make_room(cache)
         if view := self.splice.view:
             tokens = args[0] if args else kwargs.get("input_ids")
             tokens = kwargs["inputs_embeds"] if tokens is None else tokens
-            cache = next((kwargs[name] for name in CACHES if kwargs.get(name) is not None), None)
             view.move(tokens_seen(cache), tokens.shape[1], tokens.shape[0])
 
 
