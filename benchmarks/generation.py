@@ -23,11 +23,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-os.environ.setdefault("GOMP_SPINCOUNT", "0")  # waiting OpenMP threads spin; it is read when torch is imported
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # OpenMP's waiting threads spin for some 50 us, not for ever
 
 import numpy as np
 import timm
 import torch
+import transformers
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -184,12 +185,22 @@ def spread(values: list[float]) -> list[float]:
 
 
 def machine() -> str:
-    """What it runs on."""
+    """What it runs on, and by what versions."""
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}"
     if torch.cuda.is_available():
-        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+        return f"{torch.cuda.get_device_name()}, {versions}"
     has = torch.cpu.get_capabilities()
     fast = [name for name in ("avx2", "avx512_f", "avx512_bf16", "amx_bf16") if has.get(name)]
-    return f"{torch.get_num_threads()} threads, torch {torch.__version__}, {' '.join(fast) or platform.machine()}"
+    return f"{processor()}, {torch.get_num_threads()} threads, {' '.join(fast) or platform.machine()}, {versions}"
+
+
+def processor() -> str:
+    """The processor's name, where Linux tells it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 def results(args: argparse.Namespace) -> Iterator[dict[str, Any]]:

@@ -25,7 +25,7 @@ from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
-os.environ.setdefault("GOMP_SPINCOUNT", "0")  # waiting OpenMP threads spin; it is read when torch is imported
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # OpenMP's waiting threads spin for some 50 us, not for ever
 
 import numpy as np
 import timm
