@@ -7,7 +7,7 @@ the rate of a large matrix product in the decoder's dtype, nor less than the byt
 which large arrays are read and copied. All rates are measured first, in the same process. A line of JSON for each.
 
 What is needed is counted here, by hand: products alone, and of those no logits of tokens that are not learnt, no
-attention to what comes after, no experts that no token takes, no padding, nothing twice. tests/test_floors.py holds
+attention to what comes after, no experts that no token takes, no padding, nothing twice. tests/benchmarks holds
 the counts to those of torch.utils.flop_counter. Weights are moved once a pass, since no cache holds them all; hidden
 states are not counted as moved, since one may.
 
