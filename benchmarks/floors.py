@@ -39,6 +39,7 @@ from mmlm.config import AdapterConfig, fit_config
 from mmlm.decoder import fast_device
 
 FP32 = 4  # bytes
+
 # -- the machine ------------------------------------------------------------------------------------------------------
 
 
@@ -129,15 +130,16 @@ class Blocks:
     def __init__(self, config: AdapterConfig | None) -> None:
         self.at = config.layers if config else []
         if config is None:
-            self.M = self.D = self.heads = self.kv = self.F = 0
+            self.M = self.C = self.D = self.heads = self.kv = self.F = 0
         else:
             self.M, self.D, self.heads = config.media_dim, config.hidden, config.heads * config.head_dim
+            self.C = min(config.channels, default=MEDIA)
             self.kv, self.F = 2 * config.kv_heads * config.head_dim, round(config.ff_factor * self.D)
         self.count = len(self.at)
         self.read = 2 * self.D * self.heads + 3 * self.D * self.F  # weights of a block that every token meets
         self.rotations = 2 * self.D**2  # fixed ones of a block; without gradients they are part of other weights
         self.media = self.M * self.kv  # weights of a block that every media embedding meets
-        self.projection = MEDIA * self.M
+        self.projection = self.C * self.M
         self.trained = self.count * (self.read + self.media) + self.projection
 
     def looks(self, pairs: float) -> float:
@@ -167,7 +169,7 @@ class Counts:
         flops = (its.layers + deep) * its.products(N) + (its.layers + 2 * deep) * its.looks(pairs) + 4 * L * its.head
         per_block = 6 * N * blocks.read + 4 * N * blocks.rotations + 6 * R * S * blocks.media
         flops += blocks.count * (per_block + 3 * blocks.looks(N * S))
-        flops += R * S * (6 * blocks.projection + 2 * MEDIA**2 * bool(blocks.at))
+        flops += R * S * (6 * blocks.projection + 2 * blocks.C**2)
         frozen = (its.layers + deep) * its.used(N) + 2 * its.head
         trained = FP32 * blocks.trained
         forward = Phase("forward and backward", flops, frozen * its.bytes + 2 * trained, trained)
@@ -193,7 +195,7 @@ class Counts:
         shown = b * R * S * blocks.count * blocks.kv  # keys and values of the media
         flops = its.layers * (its.products(R * T) + its.looks(R * T * (T + 1) / 2)) + 2 * R * its.head
         flops += blocks.count * (2 * R * T * blocks.read + 2 * R * S * blocks.media + blocks.looks(R * T * S))
-        flops += 2 * R * S * (blocks.projection + MEDIA**2 * bool(blocks.at))
+        flops += 2 * R * S * (blocks.projection + blocks.C**2)
         weights = its.layers * its.used(R * T) + its.head + blocks.trained
         phases = [Phase("prompt", flops, b * weights + shown, shown)]
         for past in range(T, T + new - 1):
