@@ -35,7 +35,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import numpy as np
 import timm
 import torch
-from contenders import GATE, IGNORED, MEDIA
+from contenders import CELLS, GATE, IGNORED, MEDIA, features
 from floors import Counts, Rates, rates
 from generation import SMALL, byte_tokenizer, machine, seconds
 from page import DOCS, table, write
@@ -86,6 +86,11 @@ class Point:
         """Tiles of an image."""
         return min(self.tiles, WIDE)
 
+    @property
+    def media(self) -> int:
+        """Embeddings that a row shows."""
+        return self.tiles * CELLS
+
     def model(self) -> MultimodalLM:
         """Its gates half open."""
         torch.manual_seed(0)
@@ -100,7 +105,7 @@ class Point:
 
     def batch(self, model: MultimodalLM) -> dict[str, Any]:
         """Every row with images of its own; a quarter of its tokens is learnt."""
-        image, each = model.vision.encode(Image.new("RGB", (512 * self.wide, 512))), self.tiles // self.wide
+        image, each = features(model, torch.zeros(self.wide, CELLS, MEDIA)), self.tiles // self.wide
         ids = torch.randint(100, 256, (self.rows, self.tokens), generator=torch.manual_seed(0))
         rows = [list(range(row * each, (row + 1) * each)) for row in range(self.rows)]
         media = collate([image] * (self.rows * each), rows, torch.full_like(ids, each - 1), model.vision.pyramid)
@@ -120,8 +125,7 @@ class Point:
     def floors(self, can: Rates) -> tuple[float, float]:
         """Those of the two."""
         adapter = fit_config(self.config, self.layers, **self.adapter)
-        media = self.tiles // self.wide * (85 + 170 * self.wide)
-        shape = self.rows, self.tokens, media, self.rows * (self.tokens // 4)
+        shape = self.rows, self.tokens, self.media, self.rows * (self.tokens // 4)
         needed = Counts.of(self.config, adapter, torch.float32)
         return sum(phase.seconds(can) for phase in needed.step(*shape)), needed.kept(*shape) / 2**20
 
@@ -286,7 +290,7 @@ def main() -> None:
     parser.add_argument("--curves", nargs="+", choices=[*CURVES, "eval"], default=[*CURVES, "eval"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="most of eval; no more than cores")
-    parser.add_argument("--quick", action="store_true", help="the first two points of each curve alone")
+    parser.add_argument("--quick", action="store_true", help="the ends of each curve alone")
     parser.add_argument("--write", action="store_true", help="plots and table into docs/")
     parser.add_argument("--point", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -296,7 +300,8 @@ def main() -> None:
     print(machine(), flush=True)
     can, rows = rates(torch.float32), [HEAD]
     for name in args.curves:
-        points = CURVES.get(name, [])[: 2 if args.quick else None]
+        points = CURVES.get(name, [])
+        points = [points[0], points[-1]] if args.quick and points else points
         curves = curves_of(name, points, args.rounds, can) if points else [curve_of_eval(args.processes)]
         rows += [curve.row for curve in curves]
         if args.write:
