@@ -178,13 +178,14 @@ class Counts:
     def kept(self, R: int, T: int, S: int, L: int) -> float:
         """Bytes that a training step has at its peak over the model: AdamW's, and what backward needs of forward.
 
-        That is, if nothing is computed again, what goes into norms, attention and gates, and what comes out of them.
+        That is, if nothing is computed again, what goes into norms, attention, gates and trained products, and what
+        comes out of attention; no scores of attention, as fused kernels show.
         """
         its, blocks, N = self.decoder, self.blocks, R * T
         deep = its.layers - (blocks.at[0] if blocks.at else 0)
         layer = 2 * its.D + 2 * its.H * its.d + its.kv + 2 * its.taken * its.F
-        block = 2 * blocks.D + 2 * blocks.heads + 2 * blocks.F
-        media = R * S * (blocks.M + blocks.count * blocks.kv)
+        block = 4 * blocks.D + 3 * blocks.heads + 3 * blocks.F
+        media = R * S * (blocks.C + 2 * blocks.M + blocks.count * 3 * blocks.kv / 2)  # keys before their norm and after
         states = its.bytes * N * (deep * layer + blocks.count * block) + its.bytes * media
         logits = FP32 * L * its.head / its.D
         return 2 * FP32 * blocks.trained + max(states + logits, FP32 * blocks.trained)

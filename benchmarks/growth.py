@@ -19,6 +19,7 @@ curve into docs/, and puts the table into docs/performance.md.
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -56,6 +57,7 @@ from vision.files import whole_file
 ROOT = Path(__file__).parents[1]
 LAYERS, WIDE = SMALL["num_hidden_layers"], 4  # tiles of an image
 FASTER = 1.2  # than its floor: is told
+FULL = 3  # exit status of a point that does not fit into memory
 # -- a training step --------------------------------------------------------------------------------------------------
 
 
@@ -140,12 +142,36 @@ CURVES = {
 FIELD = {"tiles": "tiles", "length": "tokens", "experts": "experts", "blocks": "blocks"}  # of a point that grows
 
 
-def alone(point: Point, rounds: int) -> tuple[float, float]:
-    """What a point measures, in a process of its own."""
+def alone(point: Point, rounds: int) -> tuple[float, float] | None:
+    """What a point measures, in a process of its own; None if it does not fit into the machine."""
     command = [sys.executable, __file__, "--point", json.dumps(asdict(point)), "--rounds", str(rounds)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode == FULL:
+        return None
+    if done.returncode:
+        raise RuntimeError(f"{point}: {done.stderr}")
     took, mib = json.loads(done.stdout.splitlines()[-1])
     return took, mib
+
+
+def available() -> int:
+    """Bytes of memory that nobody needs now."""
+    with open("/proc/meminfo", encoding="utf-8") as file:
+        return 1024 * next(int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
+
+
+def measure_alone(point: Point, rounds: int) -> int:
+    """Prints what `alone` reads; the exit status. Of a CPU's memory it takes four fifths of what is there, at most."""
+    if not torch.cuda.is_available():
+        most = available() * 4 // 5
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    try:
+        print(json.dumps(point.measured(rounds)))
+    except RuntimeError as error:
+        if "memory" not in str(error):
+            raise
+        return FULL
+    return 0
 
 
 # -- processes of eval ------------------------------------------------------------------------------------------------
@@ -263,14 +289,17 @@ def draw(curves: list[Curve], picture: Path) -> None:
 
 
 def curves_of(name: str, points: list[Point], rounds: int, can: Rates) -> list[Curve]:
-    """Time and memory of training steps."""
+    """Time and memory of training steps, up to the first that does not fit into memory."""
     found, floors = [], []
     for point in points:
-        found.append(alone(point, rounds))
+        if (its_own := alone(point, rounds)) is None:
+            print(json.dumps({"curve": name, **asdict(point), "seconds": None}), flush=True)
+            break
+        found.append(its_own)
         floors.append(point.floors(can))
         its = {"seconds": found[-1][0], "floor": floors[-1][0], "mib": found[-1][1], "mib_floor": floors[-1][1]}
         print(json.dumps({"curve": name, **asdict(point), **its}), flush=True)
-    xs = [getattr(point, FIELD[name]) for point in points]
+    xs = [getattr(point, FIELD[name]) for point in points[: len(found)]]
     pairs = zip(("seconds a step", "MiB"), zip(*found, strict=True), zip(*floors, strict=True), strict=True)
     return [Curve(name, unit, xs, list(measured), list(floor)) for unit, measured, floor in pairs]
 
@@ -295,8 +324,7 @@ def main() -> None:
     parser.add_argument("--point", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.point:
-        print(json.dumps(Point(**args.point).measured(args.rounds)))
-        return
+        sys.exit(measure_alone(Point(**args.point), args.rounds))
     print(machine(), flush=True)
     can, rows = rates(torch.float32), [HEAD]
     for name in args.curves:
