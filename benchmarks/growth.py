@@ -281,7 +281,7 @@ def draw(curves: list[Curve], picture: Path) -> None:
         axes.plot(curve.xs, curve.drawn, "--", color="0.4", linewidth=1, label="floor, through the first point")
         axes.set(xscale="log", yscale="log", xlabel=curve.name, ylabel=curve.unit)
         axes.set_xticks(curve.xs, [str(x) for x in curve.xs], minor=False)
-        axes.minorticks_off()
+        axes.set_xticks([], minor=True)
         axes.legend(fontsize=8)
     with whole_file(picture) as draft:
         figure.savefig(draft, format="png", dpi=110)
