@@ -36,7 +36,6 @@ from page import table, write
 from training import CONTENDERS, batch_of, made, step_of
 
 from finetune.encoded import IGNORED
-from finetune.loop import plain_attention
 from mmlm import zoo
 from mmlm.model import MultimodalLM
 from vision.encoder import prepare
@@ -67,8 +66,7 @@ def training(model: MultimodalLM, args: argparse.Namespace, can: Rates) -> Itera
     flops = sum(phase.flops for phase in phases)
     yield ["step", "seconds", "TFLOPs needed", "MFU of a product", "MFU of the maker's peak", "over the floor"]
     for name in ("plain", "compile"):
-        with plain_attention(model):
-            took = median(step_of(model, batch, CONTENDERS[name]), args.rounds)
+        took = median(step_of(model, batch, CONTENDERS[name]), args.rounds)
         peak = f"{flops / took / args.peak / 1e12:.2f}" if args.peak else "-"
         over = f"{took / floor(phases, can):.2f}"
         yield [name, f"{took:.3f}", f"{flops / 1e12:.2f}", f"{flops / took / can.product:.2f}", peak, over]

@@ -46,7 +46,6 @@ from training import step_of
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from eval.plots import check_matplotlib
-from finetune.loop import plain_attention
 from mmlm import zoo
 from mmlm.config import fit_config
 from mmlm.decoder import fast_device
@@ -120,9 +119,8 @@ class Point:
         """Seconds of a step, and the MiB that it takes."""
         model = self.model()
         step = step_of(model, self.batch(model))
-        with plain_attention(model):
-            mib = rise(step)
-            return statistics.median(seconds(step) for _ in range(rounds)), mib
+        mib = rise(step)
+        return statistics.median(seconds(step) for _ in range(rounds)), mib
 
     def floors(self, can: Rates) -> tuple[float, float]:
         """Those of the two."""

@@ -87,9 +87,10 @@ def step_of(model: MultimodalLM, batch: dict[str, Any], kinds: tuple[str, ...] =
     def step() -> None:
         if "recompute" in kinds:
             model.gradient_checkpointing_enable()
-        with compiled():
-            loss, learnt = learnt_loss(model, model, batch)
-        (loss / learnt).backward()
+        with plain_attention(model):
+            with compiled():
+                loss, learnt = learnt_loss(model, model, batch)
+            (loss / learnt).backward()
         torch.nn.utils.clip_grad_norm_(parameters, rates.clip)
         optimizer.step()
         optimizer.zero_grad()
@@ -129,16 +130,13 @@ def main() -> None:
     torch.manual_seed(0)
     model = made(args)
     rate = product_rate(model.decoder.dtype)
-    with plain_attention(model):
-        batch = batch_of(model, args)
-        steps = {name: step_of(model, batch, CONTENDERS[name]) for name in args.contenders}
-        flops = counted(step_of(model, batch))
-        for step in steps.values():
-            step()
-        order = random.Random(0)
-        turns = [
-            {name: seconds(steps[name]) for name in order.sample(list(steps), len(steps))} for _ in range(args.rounds)
-        ]
+    batch = batch_of(model, args)
+    steps = {name: step_of(model, batch, CONTENDERS[name]) for name in args.contenders}
+    flops = counted(step_of(model, batch))
+    for step in steps.values():
+        step()
+    order = random.Random(0)
+    turns = [{name: seconds(steps[name]) for name in order.sample(list(steps), len(steps))} for _ in range(args.rounds)]
     what = {
         "decoder": args.decoder,
         "parameters": sum(p.numel() for p in model.decoder.parameters()),

@@ -68,7 +68,8 @@ def test_a_gated_block():
     media = torch.randn(ROWS * MEDIA, 64, requires_grad=True)
 
     def step():
-        k, v = (x.unflatten(0, (ROWS, MEDIA)).transpose(1, 2) for x in block.keys_values(media))
+        k, v = (made(media).unflatten(-1, (-1, config.head_dim)) for made in (block.k, block.v))
+        k, v = (x.unflatten(0, (ROWS, MEDIA)).transpose(1, 2) for x in (block.k_norm(k), v))
         block(hidden, k, v, None, None).sum().backward()
 
     with FlopCounterMode(display=False) as counter:
