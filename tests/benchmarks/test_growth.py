@@ -3,7 +3,7 @@
 import pytest
 import torch
 from floors import Rates
-from growth import CURVES, FIELD, HEAD, Curve, Point, draw
+from growth import CURVES, FIELD, HEAD, Curve, Point, alone, draw
 
 SMALLEST = Point(rows=2, tokens=16, experts=2, blocks=1, layers=2)
 
@@ -46,7 +46,7 @@ def test_a_point_is_what_its_floor_counts(tiles):
 
 @pytest.mark.slow
 def test_a_step_takes_no_less_than_its_floor():
-    took, mib = SMALLEST.measured(2)
+    took, mib = alone(SMALLEST, 2)
     least, kept = SMALLEST.floors(Rates(product=1e15, read=1e13, copy=1e13))
     assert took > least > 0
     assert mib > kept > 8 * 512 * 512 / 2**20
