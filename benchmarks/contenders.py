@@ -7,7 +7,7 @@ R rows, T text tokens, S media embeddings, C their width, D the decoder's.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -17,6 +17,8 @@ from generation import SMALL, byte_tokenizer, plain_mixtral, small_llama
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
+
+from mmlm.decoder import fast_device
 
 WIDTH, LAYERS, HEADS = (SMALL[name] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
 VOCABULARY, EVERY = SMALL["vocab_size"], 2  # a block in front of every second layer
@@ -40,10 +42,11 @@ class Work:
     tiles: int
     new: int
     """Tokens that are generated for each row."""
+    device: torch.device = field(default_factory=fast_device)
 
     @property
     def ids(self) -> Tensor:
-        return torch.randint(100, VOCABULARY, (self.rows, self.tokens), generator=torch.manual_seed(0))
+        return torch.randint(100, VOCABULARY, (self.rows, self.tokens), generator=torch.manual_seed(0)).to(self.device)
 
     @property
     def labels(self) -> Tensor:
@@ -56,7 +59,7 @@ class Work:
     def media(self) -> Tensor:
         """[R, tiles, 170, C]"""
         shape = self.rows, self.tiles, CELLS, MEDIA
-        return torch.randn(shape, generator=torch.manual_seed(1))
+        return torch.randn(shape, generator=torch.manual_seed(1)).to(self.device)
 
     @property
     def speaking(self) -> dict[str, Any]:
@@ -81,7 +84,7 @@ def plain(work: Work) -> PreTrainedModel:
     """The text decoder, frozen."""
     torch.manual_seed(0)
     decoder = small_llama() if work.decoder == "llama" else plain_mixtral()
-    return decoder.to(work.dtype).eval().requires_grad_(False)
+    return decoder.to(work.device, work.dtype).eval().requires_grad_(False)
 
 
 def step_of(parameters: list[nn.Parameter], loss: Callable[[], Tensor]) -> Callable[[], None]:
@@ -127,8 +130,8 @@ def mllama(work: Work) -> Contender:
     crossed = list(range(0, LAYERS + LAYERS // EVERY, EVERY + 1))
     sizes = SMALL | {"bos_token_id": 0, "num_hidden_layers": LAYERS + len(crossed), "cross_attention_layers": crossed}
     model = OfImages(MllamaTextConfig(**sizes, intermediate_size=DENSE, rope_parameters={"rope_type": "default"}))
-    model.to(work.dtype).eval().requires_grad_(False)
-    project = nn.Linear(MEDIA, WIDTH).to(work.dtype)  # which is the outer class's, too
+    model.to(work.device, work.dtype).eval().requires_grad_(False)
+    project = nn.Linear(MEDIA, WIDTH).to(work.device, work.dtype)  # which is the outer class's, too
     learning = [*project.parameters()]
     for place in crossed:
         layer = model.model.layers[place].requires_grad_()
@@ -167,14 +170,14 @@ def idefics(work: Work) -> Contender:
         eos_token_id=None,
         pad_token_id=0,
     )
-    model = IdeficsForVisionText2Text(config).to(work.dtype).eval().requires_grad_(False)
+    model = IdeficsForVisionText2Text(config).to(work.device, work.dtype).eval().requires_grad_(False)
     blocks = model.model.gated_cross_attn_layers.requires_grad_()
     for block in blocks:
         block.alpha_cross_attn.data.fill_(GATE)
         block.alpha_dense.data.fill_(GATE)
     learning = list(blocks.parameters())
     media = work.media.to(work.dtype)
-    seen = torch.ones(work.rows, work.tokens, work.tiles, dtype=torch.int64)
+    seen = torch.ones(work.rows, work.tokens, work.tiles, dtype=torch.int64, device=work.device)
     shown = {"attention_mask": torch.ones_like(work.ids), "image_attention_mask": seen}
 
     def loss() -> Tensor:
@@ -215,8 +218,8 @@ def open_flamingo(work: Work) -> Contender:
     torch.manual_seed(0)
     mark = VOCABULARY - 1
     model = Flamingo(Given(), decoder, mark, mark, vis_dim=MEDIA, cross_attn_every_n_layers=EVERY)
-    model.perceiver.to(work.dtype)
-    blocks = decoder.gated_cross_attn_layers.to(work.dtype)
+    model.perceiver.to(work.device, work.dtype)
+    blocks = decoder.gated_cross_attn_layers.to(work.device, work.dtype)
     for block in blocks:
         if block is not None:
             block.attn_gate.data.fill_(GATE)
@@ -224,7 +227,7 @@ def open_flamingo(work: Work) -> Contender:
     learning = [*model.perceiver.requires_grad_().parameters(), *blocks.requires_grad_().parameters()]
     # a row's tiles are one image to it, of so many features; an image's token comes first
     media = work.media.flatten(1, 2)[:, None, None, None].to(work.dtype)  # [R, 1, 1, 1, S, C]
-    ids = torch.cat([torch.full((work.rows, 1), mark), work.ids[:, 1:]], 1)
+    ids = torch.cat([torch.full((work.rows, 1), mark, device=work.device), work.ids[:, 1:]], 1)
     mask = torch.ones_like(ids)
 
     def loss() -> Tensor:
@@ -252,7 +255,7 @@ def flamingo_pytorch(work: Work) -> Contender:
         cross_attn_every=EVERY,
         img_encoder=nn.Identity(),
         media_token_id=VOCABULARY - 1,
-    ).to(work.dtype)
+    ).to(work.device, work.dtype)
     learning = [*model.perceiver_resampler.parameters()]
     for _, block in model.layers:
         if block is not None:
@@ -260,7 +263,7 @@ def flamingo_pytorch(work: Work) -> Contender:
             block.ff_gate.data.fill_(GATE)
             learning += block.parameters()
     media = work.media.flatten(1, 2)[:, None].to(work.dtype)  # [R, 1, S, C]
-    ids = torch.cat([torch.full((work.rows, 1), VOCABULARY - 1), work.ids[:, 1:]], 1)
+    ids = torch.cat([torch.full((work.rows, 1), VOCABULARY - 1, device=work.device), work.ids[:, 1:]], 1)
 
     def loss() -> Tensor:
         logits = model(ids, images=media)
@@ -286,7 +289,7 @@ def ours(work: Work) -> Contender:
     from finetune.loss import learnt_loss
     from finetune.optim import adamw
     from mmlm.experts import use_padded_experts
-    from mmlm.media import collate
+    from mmlm.media import collate, to_device
     from mmlm.model import MultimodalLM
 
     decoder = plain(work)
@@ -305,6 +308,7 @@ def ours(work: Work) -> Contender:
     media = collate(
         [features(model, its) for its in work.media], rows, torch.zeros_like(work.ids), model.vision.pyramid
     )
+    media = {key: to_device(value, model.device) for key, value in media.items()}
     batch = {"input_ids": work.ids, "attention_mask": torch.ones_like(work.ids), **media}
     optimizer, parameters = adamw(learning(model), OptimConfig()), [its for _, its in learning(model)]
 

@@ -9,7 +9,8 @@ the processor, and a table at the end: medians of the turns, and their quartiles
     generate   16 tokens of prompt, 64 new ones, greedy
     memory     peak of a training step over the built model, MiB: in a process of its own for each
 
-Who is not installed is named; benchmarks/README.md says how to install all.
+Decoders of CPUs are fp32 or bf16 as the kind of work says; on a GPU, if there is one, choose --bf16. Who is not
+installed is named; benchmarks/README.md says how to install all.
 """
 
 import argparse
@@ -21,14 +22,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-os.environ.setdefault("GOMP_SPINCOUNT", "0")  # waiting OpenMP threads spin; it is read when torch is imported
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # OpenMP's waiting threads spin for some 50 us, not for ever
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import torch
 from contenders import CONTENDERS, Contender, Work
-from generation import machine, spread
+from generation import machine, seconds, spread
+from page import table, write
 
 FP32, BF16 = torch.float32, torch.bfloat16
 WORKS = {
@@ -46,9 +49,8 @@ Time = tuple[float, float]  # seconds: wall, processor
 
 
 def timed(run: Callable[[], Any]) -> Time:
-    wall, processor = time.perf_counter(), time.process_time()
-    run()
-    return time.perf_counter() - wall, time.process_time() - processor
+    processor = time.process_time()
+    return seconds(run), time.process_time() - processor
 
 
 def run_of(name: str, contender: Contender) -> Callable[[], Any] | None:
@@ -56,13 +58,16 @@ def run_of(name: str, contender: Contender) -> Callable[[], Any] | None:
     return contender.train if "train" in name else contender.speak
 
 
+def missing(name: str, names: list[str]) -> dict[str, str]:
+    """Who cannot take part in a kind of work, and why."""
+    return {one: why for one in names if (why := CONTENDERS[one].lacks(WORKS[name]))}
+
+
 def built(name: str, names: list[str]) -> dict[str, Callable[[], Any]]:
-    """What each contender does of a kind of work; who cannot is told on stderr."""
+    """What each contender that can take part does of a kind of work."""
     found = {}
     for one in names:
-        if why := CONTENDERS[one].lacks(WORKS[name]):
-            print(f"{name}: {one} takes no part: {why}", file=sys.stderr)
-        elif run := run_of(name, CONTENDERS[one].make(WORKS[name])):
+        if one not in missing(name, names) and (run := run_of(name, CONTENDERS[one].make(WORKS[name]))):
             run()  # warm
             found[one] = run
     return found
@@ -89,10 +94,14 @@ def resident() -> float:
         return int(file.read().split()[1]) * resource.getpagesize() / 2**20
 
 
-def peak(name: str, contender: str) -> float:
-    """MiB that a few training steps take at their peak over what the built model takes."""
-    run = run_of(name, CONTENDERS[contender].make(WORKS[name]))
-    assert run is not None
+def rise(run: Callable[[], Any]) -> float:
+    """MiB that a few runs take at their peak over what is taken now, of the GPU if there is one."""
+    if torch.cuda.is_available():
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        for _ in range(3):
+            run()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
     before = resident()
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # the peak counts from here
@@ -103,9 +112,16 @@ def peak(name: str, contender: str) -> float:
     return high - before
 
 
-def memory(name: str, contender: str) -> float:
+def peak(name: str, contender: str) -> float:
+    """MiB that a few training steps take at their peak over what the built model takes."""
+    run = run_of(name, CONTENDERS[contender].make(WORKS[name]))
+    assert run is not None
+    return rise(run)
+
+
+def memory(name: str, contender: str, how: list[str]) -> float:
     """The same, in a process of its own."""
-    command = [sys.executable, __file__, "--peak", contender, "--work", name]
+    command = [sys.executable, __file__, "--peak", contender, "--work", name, *how]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(done.stdout.splitlines()[-1])
 
@@ -116,27 +132,41 @@ def main() -> None:
     parser.add_argument("--work", nargs="+", choices=WORKS, default=list(WORKS))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--memory", action="store_true", help="tell the peaks of training steps, too")
+    parser.add_argument("--bf16", action="store_true", help="decoders of all kinds of work in bf16")
+    parser.add_argument("--write", action="store_true", help="the tables into docs/performance.md")
     parser.add_argument("--peak", choices=CONTENDERS, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.bf16:
+        WORKS.update({name: replace(work, dtype=BF16) for name, work in WORKS.items()})
     if args.peak:
         print(peak(args.work[0], args.peak))
         return
     names = args.contenders
     print(machine(), flush=True)
-    table = [["", *names]]
+    wall, processor = [["", *names]], [["", *names]]
+    absent: dict[str, str] = {}
     for name in args.work:
+        absent |= missing(name, names)
         found = measure(name, names, args.rounds)
         for one, its in found.items():
             print(json.dumps({"work": name, "contender": one} | its), flush=True)
-        table.append([name, *(cell(found.get(one, {}).get("ratio")) for one in names)])
+        for rows, which, ratio in ((wall, "wall", "ratio"), (processor, "processor", "processor_ratio")):
+            unit = [f"{found['text'][which][0]:.3f} s"] if "text" in found else []
+            rows.append([name, *unit, *(cell(found.get(one, {}).get(ratio)) for one in names if one != "text")])
         if args.memory and "train" in name:
-            peaks = {one: round(memory(name, one)) for one in found}
+            peaks = {one: round(memory(name, one, ["--bf16"] * args.bf16)) for one in found}
             print(json.dumps({"work": name, "mib": peaks}), flush=True)
-            table.append([f"{name}, MiB", *(str(peaks.get(one, "")) for one in names)])
+            wall.append([f"{name}, MiB", *(str(peaks.get(one, "-")) for one in names)])
+    why = [f"{one}: {its}" for one, its in absent.items()]
     print(f"\nmedians (and quartiles) of {args.rounds} turns, over the plain decoder")
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for row in table:
+    widths = [max(map(len, column)) for column in zip(*wall, strict=True)]
+    for row in wall:
         print("  ".join(map(str.ljust, row, widths)).rstrip())
+    print("\n".join(why))
+    if args.write:
+        said = f"Medians (and quartiles) of {args.rounds} turns over the plain decoder, of time:"
+        texts = [said, table(wall), "Of processor time:", table(processor), *why]
+        write("gpu peers" if torch.cuda.is_available() else "peers", "\n\n".join(texts))
 
 
 def cell(values: list[float] | None) -> str:

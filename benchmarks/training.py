@@ -25,7 +25,7 @@ from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
-os.environ.setdefault("GOMP_SPINCOUNT", "0")  # waiting OpenMP threads spin; it is read when torch is imported
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # OpenMP's waiting threads spin for some 50 us, not for ever
 
 import numpy as np
 import timm
@@ -74,9 +74,9 @@ def batch_of(model: MultimodalLM, args: argparse.Namespace) -> dict[str, Any]:
     return batch | {"media_values": values, "labels": labels, "below": None}
 
 
-def step_of(model: MultimodalLM, args: argparse.Namespace, kinds: tuple[str, ...]) -> Callable[[], Any]:
+def step_of(model: MultimodalLM, batch: dict[str, Any], kinds: tuple[str, ...] = ()) -> Callable[[], Any]:
     """One step of one contender, whose first call compiles."""
-    batch, rates = batch_of(model, args), OptimConfig()
+    rates = OptimConfig()
     optimizer = adamw(learning(model), rates)
     parameters = [parameter for _, parameter in learning(model)]
     if "recompute" in kinds:
@@ -130,8 +130,9 @@ def main() -> None:
     torch.manual_seed(0)
     model = made(args)
     rate = product_rate(model.decoder.dtype)
-    steps = {name: step_of(model, args, CONTENDERS[name]) for name in args.contenders}
-    flops = counted(step_of(model, args, ()))
+    batch = batch_of(model, args)
+    steps = {name: step_of(model, batch, CONTENDERS[name]) for name in args.contenders}
+    flops = counted(step_of(model, batch))
     for step in steps.values():
         step()
     order = random.Random(0)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.cards import chance
+from vision.files import whole_file
 
 TITLES = {"both": "Symbol and color right", "symbol": "Symbol right", "color": "Color right"}
 
@@ -43,4 +44,5 @@ def put(page: Path, section: str, text: str) -> None:
     _, ended, after = rest.partition(end)
     if not found or not ended:
         raise ValueError(f"{page}: has no place for the tables; mark it with the lines {start} and {end}")
-    page.write_text(f"{before}{start}\n{text}\n{end}{after}", encoding="utf-8")
+    with whole_file(page) as draft:
+        draft.write_text(f"{before}{start}\n{text}\n{end}{after}", encoding="utf-8")

@@ -31,7 +31,8 @@ def a_block(heads=4, kv_heads=2, gate=0.8, seed=0, d=8):
 
 def seen(block, rows, length):
     """Keys and values [rows, K, S, d] of random media."""
-    k, v = block.keys_values(torch.randn(rows * length, M))
+    media = torch.randn(rows * length, M)
+    k, v = block.keys_values(block.k(media), block.v(media))
     return (x.unflatten(0, (rows, length)).transpose(1, 2).detach() for x in (k, v))
 
 
@@ -97,11 +98,12 @@ def test_attention_is_attention(heads, kv_heads, masked):
 @given(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9))
 @settings(max_examples=20)
 def test_the_cpus_own_attention_is_the_fused_one(batch, queries, keys):
+    """Of queries that are divided by the root of their width before."""
     q, k, v = torch.randn(batch, 2, queries, 8), *torch.randn(2, batch, 2, keys, 8)
     mask = torch.rand(batch, 1, queries, keys) > 0.4
     mask[..., 0] = True
     for m in (None, mask):
-        torch.testing.assert_close(attend(q, k, v, m), scaled_dot_product_attention(q, k, v, attn_mask=m))
+        torch.testing.assert_close(attend(q * 8**-0.5, k, v, m), scaled_dot_product_attention(q, k, v, attn_mask=m))
 
 
 def test_masked_media_make_no_difference():
