@@ -9,7 +9,8 @@
 
 All have the same decoder (random, fp32), tokenizer, photographs and captions of 5 to 40 words, and the same encoder
 (EfficientNet-Lite0, random, fp32), of which they are given the same 85 cells of one picture of 512x512: what mmlm
-has of an image at `detail: low`. Blocks stand before every second layer, and gradients are clipped at 1.
+has of an image at `detail: low`. Blocks stand before every second layer, and gradients are clipped at 1. JPEGs of
+640x480 are drawn, and captions and tokenizer made, before the clock starts.
 
 Each runs in a process of its own, one after another, each round in another order. A line of JSON for each tells
 seconds on the wall and of processors, children's too: "whole" of the process, "train" from the first JPEG that is
@@ -41,6 +42,7 @@ import torch
 from contenders import CONTENDERS, EVERY, IGNORED, Peer, Work, count, idefics, mllama, open_flamingo, plain, step_of
 from encoding import draw_jpegs
 from generation import machine, spread
+from page import table, write
 from PIL import Image
 from timm.models import save_for_hf
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -149,9 +151,10 @@ def cells(maps: dict[int, Tensor]) -> Tensor:
 def train_peer(name: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """The plain loop."""
     encoder = timm.create_model(f"local-dir:{folder / 'encoder'}", pretrained=True, features_only=True)
-    encoder.eval().requires_grad_(False).to(memory_format=torch.channels_last)
     widths = encoder.feature_info.channels()
-    peer = PEERS[name](work_of(max(widths[level.map] for level in LEVELS)))
+    work = work_of(max(widths[level.map] for level in LEVELS))
+    encoder.eval().requires_grad_(False).to(work.device, memory_format=torch.channels_last)
+    peer = PEERS[name](work)
     step, told = step_of(peer), Counter[str]()
     loader = DataLoader(
         Pairs(folder),
@@ -163,7 +166,8 @@ def train_peer(name: str, folder: Path, args: argparse.Namespace) -> dict[str, A
     )
     since = clock()
     for _ in range(args.epochs):
-        for pixels, ids, labels, mask in loader:
+        for batch in loader:
+            pixels, ids, labels, mask = (its.to(work.device) for its in batch)
             with torch.no_grad():
                 maps = encoder(pixels.contiguous(memory_format=torch.channels_last))
                 media = cells({level.map: maps[level.map] for level in LEVELS})
@@ -293,18 +297,21 @@ def run(name: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     return {"contender": name, "whole": passed(since), **json.loads(done.stdout.splitlines()[-1])}
 
 
-def table(rounds: list[dict[str, dict[str, Any]]]) -> str:
-    """Medians (and quartiles) of the rounds, as Markdown."""
-    lines = ["| | seconds | of processors | whole process | over mmlm | of processors |", "|---|---|---|---|---|---|"]
+def result(rounds: list[dict[str, dict[str, Any]]]) -> str:
+    """Medians (and quartiles) of the rounds, and what was done in them, as Markdown."""
+    rows = [["", "seconds", "of processors", "over mmlm", "of processors", "whole process, s", *DID]]
     for name in rounds[0]:
-        taken = [spread([its[name][what][which] for its in rounds])[0] for what, which in COLUMNS]
         ratios = [spread([its[name]["train"][i] / its["mmlm"]["train"][i] for its in rounds]) for i in (0, 1)]
-        cells = [f"{seconds:.0f}" for seconds in taken] + [f"{a:.2f} ({b:.2f} to {c:.2f})" for a, b, c in ratios]
-        lines.append(f"| {' | '.join([name, *cells])} |")
-    return "\n".join(lines)
+        wall, processors, whole = (
+            f"{spread([its[name][what][i] for its in rounds])[0]:.0f}"
+            for what, i in (("train", 0), ("train", 1), ("whole", 0))
+        )
+        over = [f"{middle:.2f} ({low:.2f} to {high:.2f})" for middle, low, high in ratios]
+        rows.append([name, wall, processors, *over, whole, *(f"{rounds[0][name][what]:,}" for what in DID)])
+    return table(rows)
 
 
-COLUMNS = [("train", 0), ("train", 1), ("whole", 0)]
+DID = ("steps", "images", "tokens", "trained")
 
 
 def main() -> None:
@@ -342,11 +349,9 @@ def main() -> None:
                 print(json.dumps(found[name]), flush=True)
             rounds.append({name: found[name] for name in taking})
     what = f"{args.pairs} pairs, {args.epochs} epochs, batches of {args.rows}; medians of {args.rounds} rounds"
-    text = f"{what} (quartiles); {machine()}\n\n{table(rounds)}"
+    text = f"{what} (quartiles).\n\n{result(rounds)}"
     print(f"\n{text}")
     if args.write:
-        from page import write
-
         write("finetune", text)
 
 
