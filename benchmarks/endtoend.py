@@ -54,6 +54,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from mmlm import zoo
 from mmlm.cli import ENVIRONMENT
+from mmlm.names import CAPTION_PROMPT
 from vision.pyramid import Pyramid
 from vision.tiles import TILE
 
@@ -95,7 +96,8 @@ def make(folder: Path, pairs: int) -> None:
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     letters = pre_tokenizers.ByteLevel.alphabet()
     core.train_from_iterator(
-        captions, trainers.BpeTrainer(vocab_size=4096, initial_alphabet=letters, special_tokens=["<end>"])
+        [*captions, *[CAPTION_PROMPT] * pairs],
+        trainers.BpeTrainer(vocab_size=4096, initial_alphabet=letters, special_tokens=["<end>"]),
     )
     PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<end>", pad_token="<end>").save_pretrained(
         folder / "decoder"
