@@ -42,6 +42,8 @@ class Work:
     tiles: int
     new: int
     """Tokens that are generated for each row."""
+    width: int = MEDIA
+    """Of media."""
     device: torch.device = field(default_factory=fast_device)
 
     @property
@@ -58,7 +60,7 @@ class Work:
     @property
     def media(self) -> Tensor:
         """[R, tiles, 170, C]"""
-        shape = self.rows, self.tiles, CELLS, MEDIA
+        shape = self.rows, self.tiles, CELLS, self.width
         return torch.randn(shape, generator=torch.manual_seed(1)).to(self.device)
 
     @property
@@ -80,6 +82,19 @@ class Contender:
     """Parameters that learn."""
 
 
+@dataclass(frozen=True)
+class Peer:
+    """A peer's model, on whatever text and media."""
+
+    learning: list[nn.Parameter]
+    """What of it is trained."""
+    loss: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+    """Of ids, labels at their own places and mask [R, T], and media [R, tiles, S, C]. A row's first token stands for
+    its image."""
+    speak: Callable[..., Any]
+    """Of media, and keyword arguments of `generate`."""
+
+
 def plain(work: Work) -> PreTrainedModel:
     """The text decoder, frozen."""
     torch.manual_seed(0)
@@ -87,17 +102,30 @@ def plain(work: Work) -> PreTrainedModel:
     return decoder.to(work.device, work.dtype).eval().requires_grad_(False)
 
 
-def step_of(parameters: list[nn.Parameter], loss: Callable[[], Tensor]) -> Callable[[], None]:
-    """A training step as a plain loop has it."""
-    optimizer = torch.optim.AdamW(parameters, lr=1e-4)
+def step_of(peer: Peer) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """A training step as a plain loop has it, of what `Peer.loss` takes; it gives the loss."""
+    optimizer = torch.optim.AdamW(peer.learning, lr=1e-4)
 
-    def step() -> None:
-        loss().backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    def step(*batch: Tensor) -> Tensor:
+        loss = peer.loss(*batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(peer.learning, 1.0)
         optimizer.step()
         optimizer.zero_grad()
+        return loss.detach()
 
     return step
+
+
+def at_work(make: Callable[[Work], Peer]) -> Callable[[Work], Contender]:
+    """A peer, and what of it is timed."""
+
+    def made(work: Work) -> Contender:
+        peer, ids, media = make(work), work.ids, work.media.to(work.dtype)
+        train = partial(step_of(peer), ids, work.labels, torch.ones_like(ids), media)
+        return Contender(train, partial(peer.speak, media, **work.speaking), count(peer.learning))
+
+    return made
 
 
 def text(work: Work) -> Contender:
@@ -112,7 +140,7 @@ def text(work: Work) -> Contender:
     return Contender(train, partial(decoder.generate, **work.speaking))
 
 
-def mllama(work: Work) -> Contender:
+def mllama(work: Work) -> Peer:
     """transformers' Mllama (Llama 3.2 Vision): its cross-attention layers between those of a Llama of our size."""
     from transformers import MllamaForCausalLM
     from transformers.models.mllama.configuration_mllama import MllamaTextConfig
@@ -131,33 +159,37 @@ def mllama(work: Work) -> Contender:
     sizes = SMALL | {"bos_token_id": 0, "num_hidden_layers": LAYERS + len(crossed), "cross_attention_layers": crossed}
     model = OfImages(MllamaTextConfig(**sizes, intermediate_size=DENSE, rope_parameters={"rope_type": "default"}))
     model.to(work.device, work.dtype).eval().requires_grad_(False)
-    project = nn.Linear(MEDIA, WIDTH).to(work.device, work.dtype)  # which is the outer class's, too
+    project = nn.Linear(work.width, WIDTH).to(work.device, work.dtype)  # which is the outer class's, too
     learning = [*project.parameters()]
     for place in crossed:
         layer = model.model.layers[place].requires_grad_()
         layer.cross_attn_attn_gate.data.fill_(GATE)
         layer.cross_attn_mlp_gate.data.fill_(GATE)
         learning += layer.parameters()
-    media = work.media.flatten(1, 2).to(work.dtype)
-    seen = {"input_ids": work.ids, "attention_mask": torch.ones_like(work.ids)}
 
-    def loss() -> Tensor:
-        states = project(media)
-        return model(**seen, cross_attention_states=states, labels=work.labels, use_cache=False).loss
+    def loss(ids: Tensor, labels: Tensor, mask: Tensor, media: Tensor) -> Tensor:
+        seen = {"cross_attention_states": project(media.flatten(1, 2)), "use_cache": False}
+        return model(input_ids=ids, attention_mask=mask, labels=labels, **seen).loss
 
     @torch.no_grad()
-    def speak() -> Any:
-        return model.generate(**work.speaking, cross_attention_states=project(media))
+    def speak(media: Tensor, **speaking: Any) -> Any:
+        return model.generate(**speaking, cross_attention_states=project(media.flatten(1, 2)))
 
-    return Contender(step_of(learning, loss), speak, count(learning))
+    return Peer(learning, loss, speak)
 
 
-def idefics(work: Work) -> Contender:
+def idefics(work: Work) -> Peer:
     """transformers' IDEFICS (the first): gated cross-attention in front of every other layer of a Llama of its own."""
     from transformers import IdeficsConfig, IdeficsForVisionText2Text
 
     torch.manual_seed(0)
-    eyes = {"embed_dim": MEDIA, "image_size": 32, "patch_size": 16, "num_hidden_layers": 1, "intermediate_size": 64}
+    eyes = {
+        "embed_dim": work.width,
+        "image_size": 32,
+        "patch_size": 16,
+        "num_hidden_layers": 1,
+        "intermediate_size": 64,
+    }
     sizes = {name: SMALL[name] for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")}
     config = IdeficsConfig(
         **sizes,
@@ -175,24 +207,24 @@ def idefics(work: Work) -> Contender:
     for block in blocks:
         block.alpha_cross_attn.data.fill_(GATE)
         block.alpha_dense.data.fill_(GATE)
-    learning = list(blocks.parameters())
-    media = work.media.to(work.dtype)
-    seen = torch.ones(work.rows, work.tokens, work.tiles, dtype=torch.int64, device=work.device)
-    shown = {"attention_mask": torch.ones_like(work.ids), "image_attention_mask": seen}
 
-    def loss() -> Tensor:
-        ids = {"input_ids": work.ids, "labels": work.labels}
-        return model(**ids, **shown, image_encoder_embeddings=media, use_cache=False).loss
+    def seen(ids: Tensor, media: Tensor) -> Tensor:
+        return torch.ones(*ids.shape, media.shape[1], dtype=torch.int64, device=ids.device)
+
+    def loss(ids: Tensor, labels: Tensor, mask: Tensor, media: Tensor) -> Tensor:
+        shown = {"image_encoder_embeddings": media, "image_attention_mask": seen(ids, media), "use_cache": False}
+        return model(input_ids=ids, attention_mask=mask, labels=labels, **shown).loss
 
     @torch.no_grad()
-    def speak() -> Any:
+    def speak(media: Tensor, **speaking: Any) -> Any:
         # in generate its name for what eyes gave already is another
-        return model.generate(**work.speaking, image_attention_mask=seen, image_hidden_states=media)
+        shown = {"image_attention_mask": seen(speaking["input_ids"], media), "image_hidden_states": media}
+        return model.generate(**speaking, **shown)
 
-    return Contender(step_of(learning, loss), speak, count(learning))
+    return Peer(list(blocks.parameters()), loss, speak)
 
 
-def open_flamingo(work: Work) -> Contender:
+def open_flamingo(work: Work) -> Peer:
     """OpenFlamingo 2.0.1: its Perceiver of 64 latents and its gated layers around those of our decoder."""
     from open_flamingo.src.flamingo import Flamingo
     from open_flamingo.src.flamingo_lm import FlamingoLMMixin
@@ -217,7 +249,7 @@ def open_flamingo(work: Work) -> Contender:
 
     torch.manual_seed(0)
     mark = VOCABULARY - 1
-    model = Flamingo(Given(), decoder, mark, mark, vis_dim=MEDIA, cross_attn_every_n_layers=EVERY)
+    model = Flamingo(Given(), decoder, mark, mark, vis_dim=work.width, cross_attn_every_n_layers=EVERY)
     model.perceiver.to(work.device, work.dtype)
     blocks = decoder.gated_cross_attn_layers.to(work.device, work.dtype)
     for block in blocks:
@@ -225,23 +257,27 @@ def open_flamingo(work: Work) -> Contender:
             block.attn_gate.data.fill_(GATE)
             block.ff_gate.data.fill_(GATE)
     learning = [*model.perceiver.requires_grad_().parameters(), *blocks.requires_grad_().parameters()]
-    # a row's tiles are one image to it, of so many features; an image's token comes first
-    media = work.media.flatten(1, 2)[:, None, None, None].to(work.dtype)  # [R, 1, 1, 1, S, C]
-    ids = torch.cat([torch.full((work.rows, 1), mark, device=work.device), work.ids[:, 1:]], 1)
-    mask = torch.ones_like(ids)
 
-    def loss() -> Tensor:
-        return model(media, ids, attention_mask=mask, labels=work.labels).loss
+    def shown(media: Tensor) -> Tensor:
+        """A row's tiles are one image to it, of so many features [R, 1, 1, 1, S, C]."""
+        return media.flatten(1, 2)[:, None, None, None]
+
+    def loss(ids: Tensor, labels: Tensor, mask: Tensor, media: Tensor) -> Tensor:
+        return model(shown(media), marked(ids, mark), attention_mask=mask, labels=labels).loss
 
     @torch.no_grad()
-    def speak() -> Any:
-        how = {key: value for key, value in work.speaking.items() if key not in ("input_ids", "attention_mask")}
-        return model.generate(media, ids, attention_mask=mask, eos_token_id=None, **how)
+    def speak(media: Tensor, input_ids: Tensor, **speaking: Any) -> Any:
+        return model.generate(shown(media), marked(input_ids, mark), eos_token_id=None, **speaking)
 
-    return Contender(step_of(learning, loss), speak, count(learning))
+    return Peer(learning, loss, speak)
 
 
-def flamingo_pytorch(work: Work) -> Contender:
+def marked(ids: Tensor, mark: int) -> Tensor:
+    """The texts [R, T], which begin with the token of an image."""
+    return torch.cat([torch.full_like(ids[:, :1], mark), ids[:, 1:]], 1)
+
+
+def flamingo_pytorch(work: Work) -> Peer:
     """flamingo-pytorch 0.1.2: a PaLM of its own, of our width and depth, without a cache to generate with."""
     from flamingo_pytorch import FlamingoPaLM
 
@@ -262,21 +298,20 @@ def flamingo_pytorch(work: Work) -> Contender:
             block.attn_gate.data.fill_(GATE)
             block.ff_gate.data.fill_(GATE)
             learning += block.parameters()
-    media = work.media.flatten(1, 2)[:, None].to(work.dtype)  # [R, 1, S, C]
-    ids = torch.cat([torch.full((work.rows, 1), VOCABULARY - 1, device=work.device), work.ids[:, 1:]], 1)
+    mark = VOCABULARY - 1
 
-    def loss() -> Tensor:
-        logits = model(ids, images=media)
-        return cross_entropy(logits[:, :-1].flatten(0, 1).float(), work.labels[:, 1:].flatten(), ignore_index=IGNORED)
+    def loss(ids: Tensor, labels: Tensor, mask: Tensor, media: Tensor) -> Tensor:
+        logits = model(marked(ids, mark), images=media.flatten(1, 2)[:, None])
+        return cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED)
 
     @torch.no_grad()
-    def speak() -> Any:
-        said = ids
-        for _ in range(work.new):
-            said = torch.cat([said, model(said, images=media)[:, -1:].argmax(-1)], 1)
+    def speak(media: Tensor, input_ids: Tensor, max_new_tokens: int, **_: Any) -> Any:
+        said = marked(input_ids, mark)
+        for _ in range(max_new_tokens):
+            said = torch.cat([said, model(said, images=media.flatten(1, 2)[:, None])[:, -1:].argmax(-1)], 1)
         return said
 
-    return Contender(step_of(learning, loss), speak, count(learning))
+    return Peer(learning, loss, speak)
 
 
 def ours(work: Work) -> Contender:
@@ -363,8 +398,8 @@ class Entry:
 CONTENDERS = {
     "text": Entry(text),
     "mmlm": Entry(ours),
-    "mllama": Entry(mllama, ("llama",)),
-    "idefics": Entry(idefics, ("llama",)),
-    "open_flamingo": Entry(open_flamingo, package="open_flamingo"),
-    "flamingo_pytorch": Entry(flamingo_pytorch, ("llama",), "flamingo_pytorch"),
+    "mllama": Entry(at_work(mllama), ("llama",)),
+    "idefics": Entry(at_work(idefics), ("llama",)),
+    "open_flamingo": Entry(at_work(open_flamingo), package="open_flamingo"),
+    "flamingo_pytorch": Entry(at_work(flamingo_pytorch), ("llama",), "flamingo_pytorch"),
 }

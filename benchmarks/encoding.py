@@ -57,16 +57,18 @@ def ground(side: int) -> Image.Image:
     return Image.fromarray((field + 128).clip(0, 255).astype(np.uint8))
 
 
-def draw_jpegs(folder: Path, count: int) -> list[Path]:
-    """`count` JPEGs, the same each time; those that are there are not drawn again."""
+def draw_jpegs(folder: Path, count: int, sides: tuple[int, int] | None = None) -> list[Path]:
+    """`count` JPEGs, the same each time, of one size or of many; those that are there are not drawn again."""
     paths, whole = [folder / f"{number:03}.jpg" for number in range(count)], None
     for number, path in enumerate(paths):
         if path.exists():
             continue
-        whole = whole or ground(4700)
+        whole = whole or ground(2 * max(sides) if sides else 4700)
         seeded = random.Random(number)
         pixels, (across, down) = seeded.uniform(1e6, 12e6), seeded.choice(ASPECTS)
-        width, height = (round((pixels * side / other) ** 0.5) for side, other in ((across, down), (down, across)))
+        width, height = sides or (
+            round((pixels * side / other) ** 0.5) for side, other in ((across, down), (down, across))
+        )
         left, top = (seeded.randrange(whole.width - min(side, whole.width) + 1) for side in (width, height))
         image = whole.crop((left, top, left + width, top + height))
         pen = ImageDraw.Draw(image)
