@@ -6,8 +6,10 @@ step.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -17,7 +19,7 @@ from tqdm import tqdm
 
 from finetune import checkpoint
 from finetune.attention import plain_attention
-from finetune.batches import Mixture
+from finetune.batches import Mixture, Name
 from finetune.below import Below
 from finetune.calibrate import calibrate
 from finetune.checkpoint import Progress
@@ -38,7 +40,8 @@ from finetune.words import learn_words, speak
 from finetune.zero import unparted
 from mmlm.launched import sharded
 from mmlm.model import MultimodalLM
-from mmlm.ranks import alike, everyone, leave_to_each, shares, total
+from mmlm.ranks import alike, by_shares, everyone, leave_to_each, shares, total
+from vision.ahead import ahead
 from vision.features import FeatureCache
 
 MOST_WORDS = 1024
@@ -216,18 +219,27 @@ def distrusted(loss: float, norm: float, progress: Progress, config: TrainConfig
 def prepare(model: MultimodalLM, collate: Collator, mixture: Mixture, config: TrainConfig) -> None:
     """Fits the untrained adapter to the frozen parts, and teaches it words, on parts of the first steps.
 
-    Every process does all of it and comes to the same, however many there are. Of a decoder that will be sharded, the
-    main one does it, in its own memory, and the others are given it.
+    Each process encodes a share of the images. Every one does all the rest and comes to the same, however many there
+    are; of a decoder that will be sharded, the main one does it, in its own memory, and the others are given it.
     """
-    if sharded() and not PartialState().is_main_process:
+    parts, idle = -(-config.batch.images // MOST_IMAGES), not PartialState().is_main_process
+    drawn = [
+        list(mixture.part(number // parts, number % parts, parts))
+        for number in range(max(config.calibrate, config.words))
+    ]
+
+    def reads(names: Sequence[Name]) -> Iterator[Encoded | str]:
+        steps = tqdm(names, desc="reading", unit="sample", disable=idle)
+        return ahead(partial(read, mixture), steps, alone=model.vision.alone)
+
+    names = list(dict.fromkeys(chain.from_iterable(drawn)))
+    found = dict(zip(names, by_shares(reads, names), strict=True))
+    if sharded() and idle:
         return
-    parts = -(-config.batch.images // MOST_IMAGES)
 
     def samples(number: int) -> list[Encoded]:
-        found = (read(mixture, name) for name in mixture.part(number // parts, number % parts, parts))
-        return [entry for entry in found if isinstance(entry, Encoded)]
+        return [entry for name in drawn[number] if isinstance(entry := found[name], Encoded)]
 
-    idle = not PartialState().is_main_process
     steps = tqdm(range(config.calibrate), desc="calibrating", unit="batch", disable=idle)
     reach = calibrate(model, (send_to_device(collate(samples(step)), model.device) for step in steps))
     if config.words:

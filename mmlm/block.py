@@ -169,7 +169,7 @@ class Folded:
     def __call__(self, hidden: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sees: Tensor | None) -> Tensor:
         """As `GatedBlock.forward`, to rounding. Tokens that see nothing come out bit for bit as they went in."""
         B, T, D = hidden.shape
-        x = at_least_fp32(hidden).view(-1, D)
+        x = at_least_fp32(hidden).reshape(-1, D)
         q = torch.addmm(self.q_bias, torch.addcmul(self.shift, x, self.rms(x)).to(v.dtype), self.q)
         q = q.view(B, T, -1, v.shape[-1])
         y = look((self.rms(q) * q * self.q_norm).to(v.dtype), k, v, mask).view(len(x), -1)
@@ -215,9 +215,8 @@ def look(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """
     B, T = q.shape[:2]
     if T == 1:  # as most calls are, when nothing need be put in another order
-        return attend(q.view(B, k.shape[1], -1, q.shape[3]), k, v, mask if mask is None else mask[:, None]).reshape(
-            B, 1, -1
-        )
+        mask = None if mask is None else mask[:, None]
+        return attend(q.reshape(B, k.shape[1], -1, q.shape[3]), k, v, mask).reshape(B, 1, -1)
     q = q.unflatten(2, (k.shape[1], -1)).permute(0, 2, 3, 1, 4).flatten(2, 3)  # [B, K, G*T, d]
     if mask is not None:
         mask = mask[:, None].repeat(1, 1, q.shape[2] // T, 1)  # [B, 1, G*T, S]

@@ -9,8 +9,9 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import LlamaConfig
 
-from mmlm.config import FIELDS, AdapterConfig, place_blocks
+from mmlm.config import FIELDS, AdapterConfig, fit_config, place_blocks
 
 
 def test_a_saved_config_is_the_same_again(tmp_path):
@@ -146,3 +147,24 @@ def test_a_list_is_taken_in_order_and_once(layers):
 def test_layers_that_are_not_there_are_refused(every, start, layers):
     with pytest.raises(ValueError, match="0 to 5"):
         place_blocks(6, every, start, layers)
+
+
+@pytest.mark.parametrize(
+    ("heads", "own", "said", "expected"),
+    [
+        (8, 2, {}, 2),  # the decoder's own
+        (9, 3, {}, 3),
+        (8, 8, {}, 2),  # as many of both: one for every four
+        (32, None, {}, 8),
+        (6, 6, {}, 1),
+        (12, 12, {}, 3),
+        (10, 10, {}, 2),
+        (3, 3, {}, 1),
+        (8, 8, {"heads": 16}, 4),
+        (8, 8, {"kv_heads": 8}, 8),
+        (8, 2, {"kv_heads": 4}, 4),
+    ],
+)
+def test_key_heads_are_the_decoders_own_or_a_quarter_of_its_heads(heads, own, said, expected):
+    text = LlamaConfig(hidden_size=8 * heads, num_attention_heads=heads, num_key_value_heads=own)
+    assert fit_config(text, 4, **said).kv_heads == expected
