@@ -145,8 +145,10 @@ class GatedBlock(nn.Module):
 
 
 def is_plain(product: nn.Module) -> bool:
-    """Is it a product with its weight and no more? Not so with LoRA around it, or its weight in parts elsewhere."""
-    return type(product) is nn.Linear and product.weight.shape == (product.out_features, product.in_features)
+    """Is it a product with its weight and no more? Not so with LoRA or hooks around it, or its weight elsewhere."""
+    hooked = product._forward_hooks or product._forward_pre_hooks or hasattr(product, "_hf_hook")
+    whole = type(product) is nn.Linear and product.weight.shape == (product.out_features, product.in_features)
+    return whole and not hooked
 
 
 class Folded:

@@ -4,12 +4,14 @@ oneDNN compiles a kernel for every new shape of a bf16 product, and the rows tha
 number at every step: on a 2-core machine the gradient of a product took 10 ms at its first shape and 0.75 ms from the
 second time on. With rows padded there are few shapes. transformers' `grouped_mm` has no such padding. A product's last
 bits depend on its rows, too, up to 64 of them: so that a token gets the same bits however the others are routed, that
-many follow from the number of tokens alone.
+many follow from the number of tokens alone. Where rows of wide matrices have the same bits from 2 on, as MKL gives them in
+fp32, few tokens need no padding.
 
 N tokens, k experts of each, D width.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -20,7 +22,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 NAME = "padded_mm"
 ROWS = 64  # that padding goes up to
-FEW = 12  # rows up to which, from 2 on, a product in fp32 has the same bits; 8 take twice as long as 2
+FEW = 12  # rows that may have the same bits as 2, which take half as long as 8
 MOST = 192  # rows of one product. With [1536, 576] oneDNN's bits are other ones from 256 rows on in fp32, 384 in bf16
 
 
@@ -56,7 +58,7 @@ def padded_experts(self: Experts, hidden: Tensor, top_k_index: Tensor, top_k_wei
         chosen = torch.cat([layers(number, hidden) for number in top_k_index[0].tolist()])
         return (chosen * top_k_weights.T).sum(0, keepdim=True).to(hidden.dtype)
     width = min(ROWS, 1 << (tokens - 1).bit_length())  # no expert gets more rows than there are tokens
-    if tokens <= FEW and hidden.dtype == torch.float32:
+    if tokens <= FEW and layers.steady():
         width = 2
     expert = top_k_index.reshape(-1)
     order = expert.argsort(stable=True)
@@ -89,10 +91,33 @@ class Layers:
         y = self.product(1, number, inner)
         return self.experts.post_expert_norm(y) if self.experts.has_post_expert_norm else y
 
+    def steady(self) -> bool:
+        """Do 2 rows come out with the bits that they have among `FEW`?"""
+        dtypes = {weight.dtype for weight in self.weights}
+        shapes = [tuple(weight.shape[1:]) for weight in self.weights]
+        threads = torch.get_num_threads()
+        return dtypes == {torch.float32} and all(steady(*its, self.experts.is_transposed, threads) for its in shapes)
+
     def product(self, layer: int, number: int, x: Tensor) -> Tensor:
         weight = self.weights[layer][number]
         bias = self.biases[layer][number] if self.biases else None
         return linear(x, weight.T if self.experts.is_transposed else weight, bias)
+
+
+@cache
+@torch.no_grad()
+def steady(first: int, second: int, transposed: bool, threads: int) -> bool:
+    """Have rows of a product with weights [first, second] in fp32 the same bits, be there 2 of them or up to `FEW`?
+
+    Args:
+        threads: that torch multiplies with.
+    """
+    draws = torch.Generator().manual_seed(0)
+    weight = torch.randn(first, second, generator=draws)
+    weight = weight.T if transposed else weight
+    x = torch.randn(FEW, weight.shape[1], generator=draws)
+    pairs = torch.cat([linear(x[row : row + 2], weight) for row in range(0, FEW, 2)])
+    return all(torch.equal(linear(x[:rows], weight), pairs[:rows]) for rows in range(2, FEW + 1))
 
 
 def use_padded_experts(decoder: PreTrainedModel) -> None:
