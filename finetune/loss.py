@@ -5,14 +5,16 @@ R rows, T text tokens, D width, V vocabulary, L learnt tokens.
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from finetune.below import from_below
 from finetune.encoded import IGNORED
 from mmlm.decoder import find_layers
 from mmlm.logits import logits_only
 from mmlm.model import MultimodalLM
+
+ROWS = 256  # at a time
 
 
 def learnt_loss(forward: nn.Module, model: MultimodalLM, batch: dict[str, Any]) -> tuple[Tensor, int]:
@@ -30,4 +32,32 @@ def learnt_loss(forward: nn.Module, model: MultimodalLM, batch: dict[str, Any]) 
     layers, first = find_layers(model.decoder), model.config.layers[0]
     with logits_only(model.decoder, ahead), from_below(layers, first, inputs.pop("below")):
         logits = forward(**inputs, use_cache="past_key_values" in inputs).logits[0]
-    return cross_entropy(logits.float(), wanted, reduction="sum"), len(wanted)
+    return CrossEntropy.apply(logits, wanted), len(wanted)
+
+
+class CrossEntropy(torch.autograd.Function):
+    """The sum of the cross-entropy of logits [L, V] and ids [L], in fp32.
+
+    What goes back is made along the way, rows at a time: of all that is as wide as the vocabulary only it is kept, in
+    the logits' dtype. torch's own makes and keeps four times as much where they are in 16 bits, which takes longer than
+    the product that they come from.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, wanted: Tensor) -> Tensor:
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        loss = torch.zeros((), dtype=dtype, device=logits.device)
+        ctx.back = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
+        for first in range(0, len(logits), ROWS):
+            rows = slice(first, first + ROWS)
+            ids = wanted[rows, None]
+            said = logits[rows].log_softmax(-1, dtype=dtype)
+            loss -= said.gather(1, ids).sum()
+            if ctx.back is not None:
+                ctx.back[rows] = said.exp_().scatter_add_(1, ids, said.new_full(ids.shape, -1.0))
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None]:
+        back, ctx.back = ctx.back, None  # good for once
+        return back.mul_(grads[0]), None

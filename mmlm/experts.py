@@ -4,8 +4,8 @@ oneDNN compiles a kernel for every new shape of a bf16 product, and the rows tha
 number at every step: on a 2-core machine the gradient of a product took 10 ms at its first shape and 0.75 ms from the
 second time on. With rows padded there are few shapes. transformers' `grouped_mm` has no such padding. A product's last
 bits depend on its rows, too, up to 64 of them: so that a token gets the same bits however the others are routed, that
-many follow from the number of tokens alone. Where rows of wide matrices have the same bits from 2 on, as MKL gives them in
-fp32, few tokens need no padding.
+many follow from the number of tokens alone. Where rows of wide matrices have the same bits from 2 on, as MKL gives them
+in fp32, few tokens need no padding.
 
 N tokens, k experts of each, D width.
 """

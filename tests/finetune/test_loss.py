@@ -11,7 +11,7 @@ from finetune.below import Below
 from finetune.collate import batch_of
 from finetune.config import BatchConfig
 from finetune.encoded import IGNORED, encode
-from finetune.loss import learnt_loss
+from finetune.loss import ROWS, CrossEntropy, learnt_loss
 
 
 @pytest.fixture(params=["pyramid", "resampler"])
@@ -133,3 +133,25 @@ def test_a_blind_model_learns_nothing_but_its_gates(make_model, tokens, cache, m
     loss.backward()
     moved = {name for name, gradient in gradients(model).items() if gradient.any()}
     assert moved == {name for name, _ in model.named_parameters() if name.endswith("_gate")}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [0, 1, 2 * ROWS, 2 * ROWS + 3])
+def test_cross_entropy_is_torchs_own(rows, dtype):
+    """And its gradient, as finely as the logits' dtype has it."""
+    logits = (5 * torch.randn(rows, 40)).to(dtype).requires_grad_()
+    wanted = torch.randint(40, (rows,))
+    found, plain = CrossEntropy.apply(logits, wanted), cross_entropy(logits.double(), wanted, reduction="sum")
+    torch.testing.assert_close(found.double(), plain, rtol=1e-5, atol=1e-6)
+    grads = (torch.autograd.grad(3 * loss, logits)[0] for loss in (found, plain))
+    torch.testing.assert_close(*grads)
+
+
+def test_nothing_as_wide_as_the_vocabulary_is_made_twice():
+    """What goes back takes the logits' bytes, and of the rest no more is there at a time than a few rows."""
+    logits, wanted = torch.randn(4 * ROWS, 512).bfloat16().requires_grad_(), torch.randint(512, (4 * ROWS,))
+    with torch.profiler.profile(profile_memory=True) as seen:
+        loss = CrossEntropy.apply(logits, wanted)
+    assert loss.grad_fn is not None
+    held = sum(event.self_cpu_memory_usage for event in seen.key_averages())
+    assert held < 1.1 * logits.nbytes
