@@ -314,8 +314,12 @@ def flamingo_pytorch(work: Work) -> Peer:
     return Peer(learning, loss, speak)
 
 
-def ours(work: Work) -> Contender:
-    """mmlm: a step of `mmlm finetune` whose features are in the cache and whose texts are new; and `generate`."""
+def ours(work: Work, kv_heads: int | None = None) -> Contender:
+    """mmlm: a step of `mmlm finetune` whose features are in the cache and whose texts are new; and `generate`.
+
+    Args:
+        kv_heads: of the blocks; by default a quarter of the decoder's, if that has as many of them as of query heads.
+    """
     import timm
 
     from finetune.attention import plain_attention
@@ -333,7 +337,8 @@ def ours(work: Work) -> Contender:
     sizes = {"embed_dim": MEDIA, "depth": 3, "num_heads": HEADS, "img_size": 512}
     eyes = timm.create_model("vit_tiny_patch16_224", features_only=True, **sizes)
     torch.manual_seed(0)
-    model = MultimodalLM.from_parts(decoder, eyes, tokenizer=byte_tokenizer(), every=EVERY, start=0).train()
+    model = MultimodalLM.from_parts(decoder, eyes, tokenizer=byte_tokenizer(), every=EVERY, start=0, kv_heads=kv_heads)
+    model.train()
     for block in model.adapter.blocks:
         block.attention_gate.data.fill_(GATE)
         block.ff_gate.data.fill_(GATE)
@@ -398,6 +403,7 @@ class Entry:
 CONTENDERS = {
     "text": Entry(text),
     "mmlm": Entry(ours),
+    "mmlm_wide": Entry(partial(ours, kv_heads=HEADS)),  # as many key heads as the peers'
     "mllama": Entry(at_work(mllama), ("llama",)),
     "idefics": Entry(at_work(idefics), ("llama",)),
     "open_flamingo": Entry(at_work(open_flamingo), package="open_flamingo"),

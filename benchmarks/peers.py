@@ -63,19 +63,18 @@ def missing(name: str, names: list[str]) -> dict[str, str]:
     return {one: why for one in names if (why := CONTENDERS[one].lacks(WORKS[name]))}
 
 
-def built(name: str, names: list[str]) -> dict[str, Callable[[], Any]]:
-    """What each contender that can take part does of a kind of work."""
-    found = {}
-    for one in names:
-        if one not in missing(name, names) and (run := run_of(name, CONTENDERS[one].make(WORKS[name]))):
-            run()  # warm
-            found[one] = run
-    return found
+def built(name: str, names: list[str]) -> dict[str, Contender]:
+    """The contenders that can take part in a kind of work."""
+    return {one: CONTENDERS[one].make(WORKS[name]) for one in names if one not in missing(name, names)}
 
 
-def measure(name: str, names: list[str], rounds: int) -> dict[str, dict[str, list[float]]]:
-    """By contender: `wall` and `processor` seconds, and their ratios to those of "text", of each turn."""
-    runs, order = built(name, names), random.Random(0)
+def measure(name: str, names: list[str], rounds: int) -> dict[str, dict[str, Any]]:
+    """By contender: `wall` and `processor` seconds, and their ratios to those of "text", of each turn; `trained`,
+    parameters that learn."""
+    contenders, order = built(name, names), random.Random(0)
+    runs = {one: run for one, its in contenders.items() if (run := run_of(name, its))}
+    for run in runs.values():
+        run()  # warm
     turns = [{one: timed(runs[one]) for one in order.sample(list(runs), len(runs))} for _ in range(rounds)]
     return {
         one: {
@@ -83,6 +82,7 @@ def measure(name: str, names: list[str], rounds: int) -> dict[str, dict[str, lis
             "processor": spread([turn[one][1] for turn in turns]),
             "ratio": spread([turn[one][0] / turn["text"][0] for turn in turns]),
             "processor_ratio": spread([turn[one][1] / turn["text"][1] for turn in turns]),
+            "trained": contenders[one].trained,
         }
         for one in runs
     }
@@ -141,7 +141,7 @@ def main() -> None:
     if args.peak:
         print(peak(args.work[0], args.peak))
         return
-    names = args.contenders
+    names = ["text", *(one for one in args.contenders if one != "text")]  # the unit of the others
     print(machine(), flush=True)
     wall, processor = [["", *names]], [["", *names]]
     absent: dict[str, str] = {}
@@ -151,8 +151,11 @@ def main() -> None:
         for one, its in found.items():
             print(json.dumps({"work": name, "contender": one} | its), flush=True)
         for rows, which, ratio in ((wall, "wall", "ratio"), (processor, "processor", "processor_ratio")):
-            unit = [f"{found['text'][which][0]:.3f} s"] if "text" in found else []
-            rows.append([name, *unit, *(cell(found.get(one, {}).get(ratio)) for one in names if one != "text")])
+            ratios = [cell(found.get(one, {}).get(ratio)) for one in names[1:]]
+            rows.append([name, f"{found['text'][which][0]:.3f} s", *ratios])
+        if "train" in name:
+            trained = [f"{its['trained'] / 1e6:.1f}" if (its := found.get(one)) else "-" for one in names]
+            wall.append([f"{name}, millions trained", *trained])
         if args.memory and "train" in name:
             peaks = {one: round(memory(name, one, ["--bf16"] * args.bf16)) for one in found}
             print(json.dumps({"work": name, "mib": peaks}), flush=True)

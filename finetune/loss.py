@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from finetune.below import from_below
 from finetune.encoded import IGNORED
@@ -31,7 +32,7 @@ def learnt_loss(forward: nn.Module, model: MultimodalLM, batch: dict[str, Any]) 
     wanted = labels[ahead]
     layers, first = find_layers(model.decoder), model.config.layers[0]
     with logits_only(model.decoder, ahead), from_below(layers, first, inputs.pop("below")):
-        logits = forward(**inputs, use_cache="past_key_values" in inputs).logits[0]
+        logits = forward(**inputs, use_cache="past_key_values" in inputs).logits.squeeze(0)
     return CrossEntropy.apply(logits, wanted), len(wanted)
 
 
@@ -39,15 +40,17 @@ class CrossEntropy(torch.autograd.Function):
     """The sum of the cross-entropy of logits [L, V] and ids [L], in fp32.
 
     What goes back is made along the way, rows at a time: of all that is as wide as the vocabulary only it is kept, in
-    the logits' dtype. torch's own makes and keeps four times as much where they are in 16 bits, which takes longer than
-    the product that they come from.
+    the logits' dtype (fp32 for fp16). torch's own makes and keeps four times as much where they are in 16 bits, which
+    takes longer than the product that they come from.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, wanted: Tensor) -> Tensor:
         dtype = torch.promote_types(logits.dtype, torch.float32)
         loss = torch.zeros((), dtype=dtype, device=logits.device)
-        ctx.back = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
+        kept = torch.float32 if logits.dtype == torch.float16 else logits.dtype  # in which small ones would be lost
+        ctx.back = torch.empty_like(logits, dtype=kept) if ctx.needs_input_grad[0] else None
+        ctx.dtype = logits.dtype
         for first in range(0, len(logits), ROWS):
             rows = slice(first, first + ROWS)
             ids = wanted[rows, None]
@@ -58,6 +61,9 @@ class CrossEntropy(torch.autograd.Function):
         return loss
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None]:
-        back, ctx.back = ctx.back, None  # good for once
-        return back.mul_(grads[0]), None
+        back, ctx.back = ctx.back, None
+        if back is None:
+            raise RuntimeError("a second backward through one loss, whose gradient was given away: compute it again")
+        return back.mul_(grads[0]).to(ctx.dtype), None

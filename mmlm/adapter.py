@@ -77,16 +77,11 @@ class Adapter(nn.Module):
     def keys_values(self, media: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Media embeddings [E, M] -> keys and values of each block, each [E, K, d]. Once per prompt, never per token.
 
-        All blocks' in one product, which is faster than many narrow ones; not where something is around one of them
-        (LoRA), or its weights are not here until it is called (ZeRO-3).
+        All blocks' keys in one product, and all values, which is faster than many narrow ones; not where something is
+        around one of them (LoRA), or its weights are not here until it is called (ZeRO-3).
         """
-        products = [product for block in self.blocks for product in (block.k, block.v)]
-        if all(map(is_plain, products)):
-            made = linear(media, torch.cat([product.weight for product in products]))
-            parts = made.split([product.out_features for product in products], -1)
-        else:
-            parts = tuple(product(media) for product in products)
-        return [block.keys_values(*pair) for block, *pair in zip(self.blocks, parts[::2], parts[1::2], strict=True)]
+        keys, values = (together(media, [getattr(block, name) for block in self.blocks]) for name in ("k", "v"))
+        return [block.keys_values(k, v) for block, k, v in zip(self.blocks, keys, values, strict=True)]
 
     def gates(self) -> dict[str, float]:
         """tanh of every gate, by name: how far each is open. To be called in every process of a sharded model."""
@@ -96,3 +91,11 @@ class Adapter(nn.Module):
             for kind, gate in (("attention", block.attention_gate), ("ff", block.ff_gate))
         }
         return {name: torch.tanh(gathered(gate)).item() for name, gate in gates.items()}
+
+
+def together(x: Tensor, products: Sequence[nn.Linear]) -> Sequence[Tensor]:
+    """What each of the products makes of x, in one where that can be."""
+    if not all(map(is_plain, products)):
+        return [product(x) for product in products]
+    widths = [product.out_features for product in products]
+    return linear(x, torch.cat([product.weight for product in products])).split(widths, -1)

@@ -8,6 +8,7 @@ B rows, T text tokens, S media embeddings of a row, D width of the decoder, M wi
 heads, G = H / K, d width of a head, F width inside the feed-forward.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 from mmlm.config import AdapterConfig
 
 EPS = 1e-6  # of RMS norms
-SCORES = 2**18  # of a head
+SCORES = 2**18  # of a head, up to which they are made on a CPU in training; beyond it torch's fused kernel is faster
 SAMPLES = 1024  # values of each weight by which a change is noticed that torch does not count
 
 
@@ -137,7 +138,8 @@ class GatedBlock(nn.Module):
     @torch.no_grad()
     def folded(self, dtype: torch.dtype) -> "Folded":
         """The block as it is now, for calls without gradients, multiplying in `dtype`. Kept while its weights last."""
-        kept, state = self.kept, State(self, dtype)  # another thread may write self.kept at any moment
+        weights = [*self.parameters(), *self.buffers()]
+        kept, state = self.kept, State(weights, dtype)  # another thread may write self.kept at any moment
         if kept is None or kept.state != state:
             kept = self.kept = None  # its memory before that of the new one
             kept = self.kept = Folded(self, dtype, state)
@@ -148,7 +150,7 @@ def is_plain(product: nn.Module) -> bool:
     """Is it a product with its weight and no more? Not so with LoRA or hooks around it, or its weight elsewhere."""
     hooked = product._forward_hooks or product._forward_pre_hooks or hasattr(product, "_hf_hook")
     whole = type(product) is nn.Linear and product.weight.shape == (product.out_features, product.in_features)
-    return whole and not hooked
+    return whole and type(product.weight) in (Tensor, nn.Parameter) and not hooked  # quantized ones are of other types
 
 
 class Folded:
@@ -188,15 +190,14 @@ class Folded:
 
 
 class State:
-    """By what it is noticed that a block's weights are no longer those that were folded.
+    """By what it is noticed that weights are no longer those that something was made of.
 
     Where they lie, how often torch saw them written, and some of their values: writes through `.data` are not counted.
     """
 
-    def __init__(self, block: GatedBlock, dtype: torch.dtype) -> None:
-        weights = [*block.parameters(), *block.buffers()]
+    def __init__(self, weights: Sequence[Tensor], *more: Any) -> None:
         writes = [0 if weight.is_inference() else weight._version for weight in weights]
-        self.counts = dtype, [(w.data_ptr(), w.dtype, w.device, n) for w, n in zip(weights, writes, strict=True)]
+        self.counts = more, [(w.data_ptr(), w.dtype, w.device, n) for w, n in zip(weights, writes, strict=True)]
         self.values = torch.cat([w.detach().flatten()[:: 1 + w.numel() // SAMPLES].float() for w in weights])
 
     def __eq__(self, other: object) -> bool:

@@ -32,8 +32,11 @@ class Room:
         Not so for a cache that was cropped, or whose rows were chosen; nor for the second of two that grow on from the
         same: what one remembers is never written over.
         """
+        if self.memory.is_inference() and not torch.is_inference_mode_enabled():
+            return False
         same = past.data_ptr() == self.memory.data_ptr() and past.shape[-2] == self.taken
-        return same and past.shape[:2] == new.shape[:2] and self.taken + new.shape[-2] <= self.memory.shape[-2]
+        rows = self.memory.shape[:2] == past.shape[:2] == new.shape[:2]
+        return same and rows and self.taken + new.shape[-2] <= self.memory.shape[-2]
 
     def add(self, new: Tensor) -> Tensor:
         """All that is taken, the new tokens among it."""
@@ -51,7 +54,8 @@ class RoomyLayer(DynamicLayer):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Keys and values [R, K, T, d], the new ones among them."""
-        if key_states.requires_grad or torch.compiler.is_compiling():  # what backward needs may not be written to
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():  # what backward needs may not be written to
+            self.rooms = [None, None]
             return super().update(key_states, value_states, *args, **kwargs)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -65,8 +69,14 @@ class RoomyLayer(DynamicLayer):
     def grown(self, which: int, past: Tensor, new: Tensor) -> Tensor:
         room = self.rooms[which]
         if room is None or not room.holds(past, new):
+            room = self.rooms[which] = None  # its memory before that of the new one
             room = self.rooms[which] = Room(past, new)
         return room.add(new)
+
+    def reset(self) -> None:
+        """Forgets all."""
+        self.rooms = [None, None]
+        super().reset()
 
 
 def make_room(cache: Any) -> None:

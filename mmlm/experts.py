@@ -5,7 +5,7 @@ number at every step: on a 2-core machine the gradient of a product took 10 ms a
 second time on. With rows padded there are few shapes. transformers' `grouped_mm` has no such padding. A product's last
 bits depend on its rows, too, up to 64 of them: so that a token gets the same bits however the others are routed, that
 many follow from the number of tokens alone. Where rows of wide matrices have the same bits from 2 on, as MKL gives them
-in fp32, few tokens need no padding.
+in fp32, few tokens' are padded to 2.
 
 N tokens, k experts of each, D width.
 """
@@ -112,10 +112,10 @@ def steady(first: int, second: int, transposed: bool, threads: int) -> bool:
     Args:
         threads: that torch multiplies with.
     """
-    draws = torch.Generator().manual_seed(0)
-    weight = torch.randn(first, second, generator=draws)
+    draws = torch.Generator("cpu").manual_seed(0)
+    weight = torch.randn(first, second, generator=draws, device="cpu")
     weight = weight.T if transposed else weight
-    x = torch.randn(FEW, weight.shape[1], generator=draws)
+    x = torch.randn(FEW, weight.shape[1], generator=draws, device="cpu")
     pairs = torch.cat([linear(x[row : row + 2], weight) for row in range(0, FEW, 2)])
     return all(torch.equal(linear(x[:rows], weight), pairs[:rows]) for rows in range(2, FEW + 1))
 

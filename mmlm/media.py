@@ -260,7 +260,7 @@ class View:
         if not self.kv:
             with casting(self.media.device, self.dtype):
                 made = self.adapter.keys_values(self.media)
-            self.kv = [(self.of_rows(k), self.of_rows(v)) for k, v in made]
+            self.kv += [(self.of_rows(k), self.of_rows(v)) for k, v in made]  # others that show the same share the list
         return self.kv[block]
 
     def of_rows(self, x: Tensor) -> Tensor:
@@ -284,6 +284,6 @@ class View:
         other.gather = torch.cat([self.gather, new.gather + len(self.media)], 1)
         other.owner = torch.cat([self.owner, new.owner], 1)
         other.here, other.folded, other.whole = None, {}, False
-        pairs = [zip(pair, new.keys_values(block), strict=True) for block, pair in enumerate(self.kv)]
-        other.kv = [(torch.cat(next(both), 2), torch.cat(next(both), 2)) for both in pairs]
+        pairs = [(pair, new.keys_values(block)) for block, pair in enumerate(self.kv)]
+        other.kv = [(torch.cat([k, new_k], 2), torch.cat([v, new_v], 2)) for (k, v), (new_k, new_v) in pairs]
         return other

@@ -297,7 +297,7 @@ class MultimodalLM(Pretrained):
             kwargs.setdefault("tokenizer", self.processor.tokenizer)
         assistant = kwargs.get("assistant_model")
         helped = drafting(self, assistant, kwargs) if isinstance(assistant, MultimodalLM) else nullcontext()
-        with helped, packing(), self.looking(kwargs):
+        with helped, self.looking(kwargs), packing(self.splice.view is not None):
             return self.decoder.generate(**kwargs)  # type: ignore[operator]  # of a mixin that subclasses have
 
     def stream(self, images: Any = None, prompt: Text = "", **kwargs: Any) -> Iterator[str]:

@@ -3,9 +3,11 @@
 It is a third of a small decoder's weights, and several rows at once take torch's own product 1.4 to 2.5 times as long
 as oneDNN's of packed weights (32,000 x 512: 7.0 and 2.8 ms for 8 rows in fp32; one row takes as long either way). The
 other products of a decoder are narrower, and hardly gain. The sums are those of the other product to rounding, so only
-`generate` takes it: the logits of a forward are the base decoder's, bit for bit.
+`generate` takes it, and only with images: a forward's logits, and what is generated without an image, are the base
+decoder's, bit for bit.
 
-torch's operators for it are private: where they are missing, or say other than they should, nothing is packed.
+torch's operators for it are private: where they are missing, or say other than they should, nothing is packed. The
+packed weights stand beside the plain ones, which other products and the embedding of the input need: a copy more.
 
 N rows, V vocabulary, D width.
 """
@@ -21,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
-from mmlm.block import is_plain
+from mmlm.block import State, is_plain
 
 SMALL = 2**20  # weights of a product that gains nothing
 FEW, MANY = 4, 64  # rows from and to which it is the faster
@@ -30,9 +32,9 @@ _PACKING: ContextVar[bool] = ContextVar("mmlm_packing", default=False)
 
 
 @contextmanager
-def packing() -> Iterator[None]:
-    """Within it, in this thread, packed output embeddings are used."""
-    token = _PACKING.set(True)
+def packing(on: bool = True) -> Iterator[None]:
+    """Within it, in this thread, packed output embeddings are used, if `on`."""
+    token = _PACKING.set(on)
     try:
         yield
     finally:
@@ -48,7 +50,7 @@ class Packed:
     def __init__(self, product: nn.Linear) -> None:
         self.product = product
         self.plain: Callable[[Tensor], Tensor] = product.forward
-        self.kept: tuple[Any, Tensor] | None = None
+        self.kept: tuple[State, Tensor] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied and pickled: not what is packed, which follows from it."""
@@ -56,25 +58,26 @@ class Packed:
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [..., D] -> [..., V]."""
-        if not (_PACKING.get() and self.pays(x)):
+        if torch.compiler.is_compiling() or not (_PACKING.get() and self.pays(x)):
             return self.plain(x)
         return multiply(x, self.packed(), self.product.bias)
 
     def pays(self, x: Tensor) -> bool:
         """Is the packed product the faster for these rows, and to be had?"""
         weight = self.product.weight
+        if weight.device.type != "cpu":
+            self.kept = None
         fits = is_plain(self.product) and weight.device.type == "cpu" and weight.dtype == x.dtype
         large = weight.numel() >= SMALL and FEW <= x.numel() // x.shape[-1] <= MANY
         return fits and large and not weight.requires_grad and able(x.dtype)
 
     def packed(self) -> Tensor:
         """The packed weights."""
-        weight = self.product.weight
-        state = weight.data_ptr(), 0 if weight.is_inference() else weight._version
-        if self.kept is None or self.kept[0] != state:
-            self.kept = None  # its memory before that of the new one
-            self.kept = state, pack(weight)
-        return self.kept[1]
+        kept, state = self.kept, State([self.product.weight])  # another thread may write self.kept at any moment
+        if kept is None or kept[0] != state:
+            kept = self.kept = None  # its memory before that of the new one
+            kept = self.kept = state, pack(self.product.weight)
+        return kept[1]
 
 
 def pack_output(decoder: PreTrainedModel) -> None:
@@ -101,8 +104,8 @@ def able(dtype: torch.dtype) -> bool:
     """Can this machine, and this torch, multiply packed weights of a dtype?"""
     if dtype not in (torch.float32, torch.bfloat16) or not torch.backends.mkldnn.is_available():
         return False
-    draws = torch.Generator().manual_seed(0)
-    x, weight = (torch.randn(rows, 64, generator=draws).to(dtype) for rows in (FEW, 96))
+    draws = torch.Generator("cpu").manual_seed(0)
+    x, weight = (torch.randn(rows, 64, generator=draws, device="cpu").to(dtype) for rows in (FEW, 96))
     try:
         made = multiply(x, pack(weight), None)
     except (AttributeError, RuntimeError):  # NotImplementedError is one

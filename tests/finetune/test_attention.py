@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from finetune.attention import MOST, plain_attention
 
@@ -18,6 +19,24 @@ def test_short_texts_in_16_bits_are_attended_to_in_plain_products(make_model, ti
     assert attending(whole, 1) == "sdpa"
     half.decoder.set_attn_implementation("eager")
     assert attending(half, MOST + 1) == "eager"  # whoever chose it
+
+
+def test_both_say_the_same(make_model):
+    """In a dense decoder: a router may send a token elsewhere after the last bit of a difference."""
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = make_model(decoder=LlamaForCausalLM(LlamaConfig(vocab_size=259, **sizes)).to(torch.bfloat16))
+    ids, mask = torch.randint(3, 200, (2, 9)), torch.ones(2, 9, dtype=torch.int64)
+    mask[1, 6:] = 0
+    found = []
+    for batch in ({"attention_mask": mask}, {"attention_mask": torch.ones(1, MOST + 1)}):
+        given = model.decoder.get_input_embeddings()(ids).detach().requires_grad_()
+        with plain_attention(model, batch):
+            logits = (
+                model.decoder(inputs_embeds=given, attention_mask=mask, use_cache=False).logits[mask.bool()].float()
+            )
+            found.append((logits.detach(), torch.autograd.grad(logits.square().mean(), given)[0].float()))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=0.03, rtol=0.05)
 
 
 def test_it_is_what_it_was_after_an_error(make_model, tiny_decoder):

@@ -147,6 +147,24 @@ def test_cross_entropy_is_torchs_own(rows, dtype):
     torch.testing.assert_close(*grads)
 
 
+def test_a_gradient_is_given_once():
+    logits = torch.randn(3, 40, requires_grad=True)
+    loss = CrossEntropy.apply(logits, torch.tensor([1, 2, 3]))
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="compute it again"):
+        loss.backward()
+
+
+def test_small_gradients_are_not_lost_in_fp16():
+    logits = (4 * torch.randn(8, 2000)).half().requires_grad_()
+    wanted = torch.randint(2000, (8,))
+    plain = cross_entropy(logits.float(), wanted, reduction="sum")
+    found, exact = (
+        torch.autograd.grad(2.0**12 * loss, logits)[0] for loss in (CrossEntropy.apply(logits, wanted), plain)
+    )
+    torch.testing.assert_close(found, exact)
+
+
 def test_nothing_as_wide_as_the_vocabulary_is_made_twice():
     """What goes back takes the logits' bytes, and of the rest no more is there at a time than a few rows."""
     logits, wanted = torch.randn(4 * ROWS, 512).bfloat16().requires_grad_(), torch.randint(512, (4 * ROWS,))

@@ -106,6 +106,19 @@ def test_the_cpus_own_attention_is_the_fused_one(batch, queries, keys):
         torch.testing.assert_close(attend(q * 8**-0.5, k, v, m), scaled_dot_product_attention(q, k, v, attn_mask=m))
 
 
+def test_many_scores_are_left_to_the_fused_kernel(monkeypatch):
+    """With the same gradients."""
+    block, hidden, grads = a_block(), torch.randn(2, 5, D, requires_grad=True), []
+    k, v = seen(block, 2, 7)
+    mask = torch.rand(2, 5, 7) > 0.4
+    mask[..., 0] = True
+    for most in (2**18, 0):
+        monkeypatch.setattr("mmlm.block.SCORES", most)
+        grads.append(torch.autograd.grad(block(hidden, k, v, mask, None).sin().sum(), [hidden, block.q.weight]))
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_masked_media_make_no_difference():
     block = a_block()
     hidden, (k, v) = torch.randn(1, 5, D), seen(block, 1, 7)

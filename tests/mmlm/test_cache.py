@@ -17,6 +17,7 @@ DOINGS = st.lists(
         st.tuples(st.just("crop"), st.integers(1, 4)),
         st.tuples(st.just("reorder"), st.integers(0, 5)),
         st.tuples(st.just("repeat"), st.just(2)),
+        st.tuples(st.just("choose"), st.integers(0, 1)),
         st.tuples(st.just("fork"), st.just(0)),
     ),
     min_size=1,
@@ -33,6 +34,7 @@ def held(layer):
 
 
 @given(DOINGS)
+@torch.no_grad()
 def test_it_remembers_what_the_plain_one_does(doings):
     """Whatever is cropped, chosen and repeated between; and what another, copied from it on the way, remembers."""
     plain, roomy, others = DynamicLayer(), RoomyLayer(), []
@@ -51,6 +53,9 @@ def test_it_remembers_what_the_plain_one_does(doings):
         elif what == "repeat" and rows < 8:
             for layer in (plain, roomy):
                 layer.batch_repeat_interleave(how)
+        elif what == "choose" and rows > 1:
+            for layer in (plain, roomy):
+                layer.batch_select_indices(slice(how, rows - 1 + how))
         elif what == "fork":
             other = copy.copy(roomy)
             other.rooms = list(roomy.rooms)
@@ -62,6 +67,7 @@ def test_it_remembers_what_the_plain_one_does(doings):
         assert torch.equal(other.keys, keys) and torch.equal(other.values, values)
 
 
+@torch.no_grad()
 def test_a_token_is_written_behind_the_others():
     layer = RoomyLayer()
     layer.update(*draw(2, 7, 0))
@@ -73,16 +79,33 @@ def test_a_token_is_written_behind_the_others():
     assert layer.keys.data_ptr() != where[0] and layer.keys.shape[2] == 7 + MORE + 1
 
 
-def test_what_backward_needs_is_not_written_to():
-    plain, roomy, grads = DynamicLayer(), RoomyLayer(), []
-    for layer in (plain, roomy):
-        first, second = (draw(1, tokens, tokens).requires_grad_() for tokens in (3, 2))
-        keys, values = layer.update(*first)
-        early = (keys.square().sum() + values.sin().sum()).sqrt()
-        keys, values = layer.update(*second)
-        grads.append(torch.autograd.grad(early + (keys * values).sum(), [first, second]))
+@pytest.mark.parametrize("learns", [{"keys"}, {"values"}, {"queries"}, {"keys", "values", "queries"}])
+def test_what_backward_needs_is_not_written_to(learns):
+    """Whatever has a gradient, and whether or not the next token has one."""
+    grads = []
+    for layer in (DynamicLayer(), RoomyLayer()):
+        with torch.no_grad():
+            layer.update(*draw(1, 3, 0))
+        names = {"keys": draw(1, 1, 1)[0], "values": draw(1, 1, 2)[0], "queries": draw(1, 1, 3)[0]}
+        inputs = [names[name].requires_grad_() for name in sorted(learns)]
+        keys, values = layer.update(names["keys"], names["values"])
+        said = ((names["queries"] @ keys.mT).softmax(-1) @ values).square().sum()
+        with torch.no_grad():
+            layer.update(*draw(1, 1, 4))
+        grads.append(torch.autograd.grad(said, inputs))
     for one, other in zip(*grads, strict=True):
         assert torch.equal(one, other)
+
+
+def test_what_was_written_in_inference_mode_grows_outside_of_it():
+    layer = RoomyLayer()
+    with torch.inference_mode():
+        layer.update(*draw(1, 3, 0))
+    with torch.no_grad():
+        keys, _ = layer.update(*draw(1, 2, 1))
+        assert torch.equal(keys, torch.cat([draw(1, 3, 0)[0], draw(1, 2, 1)[0]], -2))
+        layer.reset()
+        assert layer.get_seq_length() == 0 and layer.rooms == [None, None]
 
 
 def test_only_an_empty_cache_of_plain_layers_gets_room(tiny_decoder):

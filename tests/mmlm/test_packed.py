@@ -60,6 +60,7 @@ def test_it_is_not_used_where_it_gains_nothing(head):
 
 @needed
 def test_what_changed_is_packed_again(head):
+    """Where torch does not count a write, too: PEFT merges so."""
     x = torch.randn(8, 64)
     with packing():
         before = head(x)
@@ -67,6 +68,25 @@ def test_what_changed_is_packed_again(head):
         torch.testing.assert_close(head(x), 2 * before)
         head.weight = nn.Parameter(-head.weight, requires_grad=False)
         torch.testing.assert_close(head(x), -2 * before)
+        head.weight.data += 1
+        torch.testing.assert_close(head(x), linear(x, head.weight))
+        head.bfloat16().float()
+        torch.testing.assert_close(head(x), linear(x, head.weight), atol=1e-4, rtol=1e-4)
+    head.to("meta")
+    with packing():
+        head(torch.randn(8, 64, device="meta"))
+    assert not used(head)
+
+
+class Quantized(torch.Tensor):
+    """A tensor of another kind in a plain layer, as torchao's are."""
+
+
+def test_quantized_weights_are_not_packed(head):
+    head.weight = nn.Parameter(head.weight.as_subclass(Quantized), requires_grad=False)
+    with packing():
+        head(torch.randn(8, 64))
+    assert not used(head)
 
 
 @needed
@@ -106,17 +126,22 @@ def test_operators_that_say_something_else_are_not_taken(head, monkeypatch):
 
 
 @needed
-def test_generate_takes_it_and_forward_does_not(make_model, tiny_decoder, open_gates, picture):
-    """So that without an image a forward's logits are the bare decoder's, bit for bit."""
+def test_generate_takes_it_for_images_alone(make_model, tiny_decoder, open_gates, picture):
+    """Without one, logits are the bare decoder's, bit for bit, in a forward and in generate."""
     decoder = tiny_decoder(vocab_size=WIDE)
     bare = copy.deepcopy(decoder)
     model = open_gates(make_model(decoder=decoder)).eval()
     head = decoder.get_output_embeddings()
     ids = torch.randint(3, 200, (8, 5))
+    how = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    text = {"attention_mask": torch.ones_like(ids), "return_dict_in_generate": True, "output_logits": True}
     with torch.no_grad():
         assert torch.equal(model(input_ids=ids).logits, bare(ids).logits)
-        assert not used(head)
-        how = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
-        said = model.generate(ids, attention_mask=torch.ones_like(ids), **how)
-        assert used(head)
-        assert torch.equal(said, bare.generate(ids, attention_mask=torch.ones_like(ids), **how))
+    said, plain = (its.generate(ids, **text, **how) for its in (model, bare))
+    assert all(torch.equal(one, other) for one, other in zip(said.logits, plain.logits, strict=True))
+    assert not used(head)
+    batch = dict(model.processor([[picture(0)]] * 8, ["<image>What is it?"] * 8))
+    seen = model.generate(**batch, **how)
+    assert used(head)
+    del head.forward
+    assert torch.equal(seen, model.generate(**batch, **how))
