@@ -23,7 +23,7 @@ def test_short_texts_in_16_bits_are_attended_to_in_plain_products(make_model, ti
 
 def test_both_say_the_same(make_model):
     """In a dense decoder: a router may send a token elsewhere after the last bit of a difference."""
-    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 6, "num_attention_heads": 4}
     model = make_model(decoder=LlamaForCausalLM(LlamaConfig(vocab_size=259, **sizes)).to(torch.bfloat16))
     ids, mask = torch.randint(3, 200, (2, 9)), torch.ones(2, 9, dtype=torch.int64)
     mask[1, 6:] = 0
