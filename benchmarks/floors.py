@@ -169,6 +169,7 @@ class Counts:
         flops = (its.layers + deep) * its.products(N) + (its.layers + 2 * deep) * its.looks(pairs) + 4 * L * its.head
         per_block = 6 * N * blocks.read + 4 * N * blocks.rotations + 6 * R * S * blocks.media
         flops += blocks.count * (per_block + 3 * blocks.looks(N * S))
+        flops -= blocks.rotations * N if blocks.count else 0  # nothing before the first block's first one learns
         flops += R * S * (6 * blocks.projection + 2 * blocks.C**2)
         frozen = (its.layers + deep) * its.used(N) + 2 * its.head
         trained = FP32 * blocks.trained
