@@ -334,7 +334,8 @@ def main() -> None:
             draw(curves, DOCS / f"growth-{name}.png")
     print(f"\n{table(rows)}")
     if args.write:
-        write("growth", table(rows))
+        plots = [f"![{name}](growth-{name}.png)" for name in args.curves]
+        write("growth", "\n\n".join([table(rows), *plots]))
 
 
 if __name__ == "__main__":
