@@ -1,7 +1,7 @@
 """A decoder's cache with room to grow: a token's keys and values are written behind the others, which stay in place.
 
-transformers' own copies all that a layer remembers for every token: at 8 rows and 80 tokens that was a third of the
-time of a small decoder.
+transformers' own copies all that a layer remembers for every token, which in all grows with the square of the text: of
+a small decoder's time (50M parameters, fp32, a CPU) that was 6% at 8 rows of 80 tokens, and is under 2% with room.
 
 R rows, K heads, T tokens, d width of a head.
 """
