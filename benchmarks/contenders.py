@@ -321,12 +321,9 @@ def ours(work: Work, kv_heads: int | None = None) -> Contender:
         kv_heads: of the blocks; by default a quarter of the decoder's, if that has as many of them as of query heads.
     """
     import timm
+    import training
 
-    from finetune.attention import plain_attention
     from finetune.checkpoint import learning
-    from finetune.config import OptimConfig
-    from finetune.loss import learnt_loss
-    from finetune.optim import adamw
     from mmlm.experts import use_padded_experts
     from mmlm.media import collate, to_device
     from mmlm.model import MultimodalLM
@@ -350,17 +347,10 @@ def ours(work: Work, kv_heads: int | None = None) -> Contender:
     )
     media = {key: to_device(value, model.device) for key, value in media.items()}
     batch = {"input_ids": work.ids, "attention_mask": torch.ones_like(work.ids), **media}
-    optimizer, parameters = adamw(learning(model), OptimConfig()), [its for _, its in learning(model)]
-
-    def train() -> None:
-        with plain_attention(model, batch):
-            loss, learnt = learnt_loss(model, model, batch | {"labels": labels, "below": None})
-            (loss / learnt).backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return Contender(train, lambda: model.generate(**media, **work.speaking), count(parameters))
+    train = training.step_of(model, batch | {"labels": labels, "below": None})
+    return Contender(
+        train, lambda: model.generate(**media, **work.speaking), count([its for _, its in learning(model)])
+    )
 
 
 def features(model: Any, media: Tensor) -> Any:

@@ -33,6 +33,7 @@ from contenders import CELLS, EVERY, MEDIA, Work, plain
 from generation import machine, seconds
 from page import table, write
 from peers import WORKS, measure
+from training import product_rate
 from transformers import PreTrainedConfig
 
 from mmlm.config import AdapterConfig, fit_config
@@ -62,12 +63,10 @@ def fastest(run: Callable[[], Any]) -> float:
 def rates(dtype: torch.dtype) -> Rates:
     """Measured now: the best of a few each."""
     device = fast_device()
-    size = 8192 if device.type != "cpu" else 2048
-    one, other = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     large = torch.ones(2**28 if device.type != "cpu" else 2**26, device=device)
     to, moved = torch.empty_like(large), large.numel() * large.itemsize
     return Rates(
-        2 * size**3 / fastest(partial(torch.mm, one, other)),
+        product_rate(dtype),
         moved / fastest(large.sum),
         2 * moved / fastest(partial(to.copy_, large)),
     )
