@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from generation import SMALL, byte_tokenizer, plain_mixtral, small_llama
+from generation import GATE, SMALL, byte_tokenizer, open_gates, plain_mixtral, small_llama
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
@@ -24,7 +24,6 @@ WIDTH, LAYERS, HEADS = (SMALL[name] for name in ("hidden_size", "num_hidden_laye
 VOCABULARY, EVERY = SMALL["vocab_size"], 2  # a block in front of every second layer
 MEDIA = 512  # width of what eyes give
 CELLS = 170  # embeddings of a tile
-GATE = 0.5  # of each gated block, before tanh: nothing may be skipped
 IGNORED = -100
 DENSE = 1376  # channels of a feed-forward
 
@@ -336,9 +335,7 @@ def ours(work: Work, kv_heads: int | None = None) -> Contender:
     torch.manual_seed(0)
     model = MultimodalLM.from_parts(decoder, eyes, tokenizer=byte_tokenizer(), every=EVERY, start=0, kv_heads=kv_heads)
     model.train()
-    for block in model.adapter.blocks:
-        block.attention_gate.data.fill_(GATE)
-        block.ff_gate.data.fill_(GATE)
+    open_gates(model)
     labels = work.labels.roll(-1, 1)  # what a token foretells
     labels[:, -1] = IGNORED
     rows = [[row] for row in range(work.rows)]

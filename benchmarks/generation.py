@@ -48,6 +48,8 @@ from mmlm.media import EYES
 from mmlm.model import MultimodalLM
 from mmlm.splice import Splice
 
+GATE = 0.5  # of each gated block, before tanh
+
 # -- decoders ---------------------------------------------------------------------------------------------------------
 
 SMALL = {"vocab_size": 32_000, "hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8}
@@ -98,6 +100,13 @@ def byte_tokenizer() -> PreTrainedTokenizerBase:
     return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="!", pad_token="!")
 
 
+def open_gates(model: MultimodalLM) -> None:
+    """Half: nothing may be skipped."""
+    for block in model.adapter.blocks:
+        block.attention_gate.data.fill_(GATE)
+        block.ff_gate.data.fill_(GATE)
+
+
 def decoder_of(name: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A decoder of `BUILT`, the default one, or what transformers loads; and a tokenizer."""
     if name in BUILT:
@@ -132,10 +141,7 @@ def ours(args: argparse.Namespace) -> Contender:
     settings = {"every": args.every, "kv_heads": args.kv_heads}
     settings |= {} if args.ff_factor is None else {"ff_factor": args.ff_factor}
     model = MultimodalLM.from_parts(decoder, vision, tokenizer=tokenizer, **settings).to(fast_device()).eval()
-    with torch.no_grad():
-        for block in model.adapter.blocks:  # nothing may be skipped
-            block.attention_gate.fill_(0.5)
-            block.ff_gate.fill_(0.5)
+    open_gates(model)
 
     def runs(rows: int) -> dict[str, Callable[[], Any]]:
         noise = np.random.default_rng(0)

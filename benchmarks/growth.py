@@ -36,9 +36,9 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import numpy as np
 import timm
 import torch
-from contenders import CELLS, GATE, IGNORED, MEDIA, features
+from contenders import CELLS, IGNORED, MEDIA, features
 from floors import Counts, Rates, rates
-from generation import SMALL, byte_tokenizer, machine, seconds
+from generation import SMALL, byte_tokenizer, machine, open_gates, seconds
 from page import DOCS, table, write
 from peers import rise
 from PIL import Image
@@ -99,9 +99,7 @@ class Point:
         vision = timm.create_model("vit_tiny_patch16_224", features_only=True, **eyes)
         decoder = MixtralForCausalLM(self.config).to(fast_device())
         model = MultimodalLM.from_parts(decoder, vision, tokenizer=byte_tokenizer(), **self.adapter).train()
-        for block in model.adapter.blocks:
-            block.attention_gate.data.fill_(GATE)
-            block.ff_gate.data.fill_(GATE)
+        open_gates(model)
         return model
 
     def batch(self, model: MultimodalLM) -> dict[str, Any]:
@@ -187,8 +185,7 @@ def saved_model(folder: Path) -> Path:
     tokenizer.save_pretrained(folder / "d")
     timm.models.save_for_hf(timm.create_model(zoo.TIMM), folder / "v", model_config={"num_classes": 1000})
     model = MultimodalLM.from_parts(str(folder / "d"), str(folder / "v"), tokenizer=None)
-    for block in model.adapter.blocks:
-        block.attention_gate.data.fill_(GATE)
+    open_gates(model)
     model.save_pretrained(folder / "adapter")
     return folder / "adapter"
 

@@ -30,7 +30,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # OpenMP's waiting threads spi
 import numpy as np
 import timm
 import torch
-from generation import BUILT, decoder_of, machine, seconds, spread
+from generation import BUILT, decoder_of, machine, open_gates, seconds, spread
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -54,10 +54,7 @@ def made(args: argparse.Namespace) -> MultimodalLM:
     decoder, tokenizer = decoder_of(args.decoder, args.dtype)
     vision = timm.create_model(zoo.TIMM, features_only=True)
     model = MultimodalLM.from_parts(decoder, vision, tokenizer=tokenizer, every=args.every, start=args.start)
-    with torch.no_grad():
-        for block in model.adapter.blocks:
-            block.attention_gate.fill_(0.5)
-            block.ff_gate.fill_(0.5)
+    open_gates(model)
     return model.to(fast_device()).train()
 
 
