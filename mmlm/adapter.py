@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
-from mmlm.block import GatedBlock, RMSNorm, Whiten, at_least_fp32, is_plain
+from mmlm.block import GatedBlock, RMSNorm, Whiten, at_least_fp32, fold, is_plain
 from mmlm.config import AdapterConfig
 from mmlm.decoder import gathered
 from mmlm.resampler import Resampler
@@ -26,7 +26,7 @@ class MediaProjection(nn.Module):
         super().__init__()
         width = config.media_dim
         self.norms = cast("Sequence[Whiten]", nn.ModuleList(Whiten(c) for c in config.channels))
-        self.inputs = nn.ModuleList(nn.Linear(c, width) for c in config.channels)
+        self.inputs = cast("Sequence[nn.Linear]", nn.ModuleList(nn.Linear(c, width) for c in config.channels))
         self.slot = nn.Parameter(torch.randn(sum(config.pyramid.cells), width) * 0.5)
         self.row = nn.Parameter(torch.randn(GRID, width) * 0.5)
         self.column = nn.Parameter(torch.randn(GRID, width) * 0.5)
@@ -39,12 +39,13 @@ class MediaProjection(nn.Module):
         Args:
             media: the part of the batch that says where they are: `media_places`, and what a resampler needs.
         """
-        looks = [project(norm(value)) for value, norm, project in zip(values, self.norms, self.inputs, strict=True)]
-        slot, row, column = media["media_places"].unbind(-1)
-        # the gradient of plain indexing is summed in no fixed order on a CPU, and slower
-        tables = ((self.slot, slot), (self.row, row), (self.column, column))
-        where = sum(table.index_select(0, place) for table, place in tables)
-        cells = self.norm(at_least_fp32(torch.cat(looks)) + where)
+        looks = [whitened(*one) for one in zip(values, self.norms, self.inputs, strict=True)]
+        cells = at_least_fp32(torch.cat(looks))
+        places = media["media_places"].unbind(-1)
+        for table, place in zip((self.slot, self.row, self.column), places, strict=True):
+            # the gradient of plain indexing is summed in no fixed order on a CPU, and slower
+            cells += table.index_select(0, place)
+        cells = self.norm(cells)
         if self.resampler is None:
             return cells
         return self.resampler(cells, media["media_reads"], media["media_views"])
@@ -91,6 +92,18 @@ class Adapter(nn.Module):
             for kind, gate in (("attention", block.attention_gate), ("ff", block.ff_gate))
         }
         return {name: torch.tanh(gathered(gate)).item() for name, gate in gates.items()}
+
+
+def whitened(x: Tensor, norm: Whiten, product: nn.Linear) -> Tensor:
+    """product(norm(x)) of features x [N, C] -> [N, M].
+
+    Of many, the rotation goes into the weight first, gradients and all: a product of [M, C] and [C, C] rather than one
+    of [N, C] and [C, C]. Not where the weights are not here until they are called (ZeRO-3).
+    """
+    if not is_plain(product) or norm.weight.shape != norm.mean.shape or len(x) <= product.out_features:
+        return product(norm(x))
+    weight, bias = fold(norm, product.weight, torch.promote_types(product.weight.dtype, torch.float32))
+    return linear(norm.centred(x), weight.T, bias + product.bias)
 
 
 def together(x: Tensor, products: Sequence[nn.Linear]) -> Sequence[Tensor]:

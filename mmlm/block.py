@@ -56,9 +56,14 @@ class Whiten(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        mean, weight, bias = map(at_least_fp32, (self.mean, self.weight, self.bias))
-        x = rms_norm(x.to(mean.dtype), self.weight.shape, eps=EPS) - mean
-        return torch.addcmul(bias, (x @ self.rotation).to(mean.dtype), weight)
+        x = self.centred(x)
+        weight, bias = at_least_fp32(self.weight), at_least_fp32(self.bias)
+        return torch.addcmul(bias, (x @ self.rotation).to(x.dtype), weight)
+
+    def centred(self, x: Tensor) -> Tensor:
+        """What is rotated."""
+        mean = at_least_fp32(self.mean)
+        return rms_norm(x.to(mean.dtype), mean.shape, eps=EPS) - mean
 
     @torch.no_grad()
     def fit(self, samples: Tensor, shrink: float = 0.1) -> None:

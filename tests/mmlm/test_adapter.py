@@ -1,8 +1,12 @@
-"""The adapter's own products: keys and values of all blocks at once."""
+"""The adapter's own products: features that are whitened, keys and values of all blocks at once."""
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmlm.adapter import whitened
+from mmlm.block import Whiten
 
 
 class Doubled(nn.Module):
@@ -44,3 +48,52 @@ def test_what_is_around_one_of_them_is_asked(adapter):
     after = adapter.keys_values(media)
     torch.testing.assert_close(after[1][1], 2 * before[1][1])
     torch.testing.assert_close(after[2][1], before[2][1])
+
+
+def fitted(width, dtype=torch.float32):
+    """A norm that was fitted to data and then trained, and a product after it."""
+    torch.manual_seed(0)
+    norm, product = Whiten(width), nn.Linear(width, 12)
+    norm.fit(torch.randn(500, width) @ torch.randn(width, width) + torch.randn(width))
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    return norm.to(dtype), product.to(dtype)
+
+
+@pytest.mark.parametrize("rows", [1, 12, 13, 200])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_of_few_features_and_of_many_the_same_is_made(rows, dtype):
+    """Values, and the gradients of all that learns and of the features."""
+    norm, product = fitted(20, dtype)
+    x = torch.randn(rows, 20, dtype=dtype, requires_grad=True)
+    learns = [x, norm.weight, norm.bias, product.weight, product.bias]
+    for one, other in zip(
+        *[[y, *torch.autograd.grad(y.sin().sum(), learns)] for y in (whitened(x, norm, product), product(norm(x)))],
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [12, 200])
+def test_in_16_bits_features_are_as_near_to_their_true_values(rows):
+    norm, product = fitted(20)
+    x = torch.randn(rows, 20)
+    true = product(norm(x))
+    with torch.autocast("cpu", torch.bfloat16):
+        made, two = whitened(x, norm, product), product(norm(x))
+    assert made.dtype == two.dtype == torch.bfloat16
+    assert (made.float() - true).norm() < 1.5 * (two.float() - true).norm() + 1e-6
+
+
+@pytest.mark.parametrize(("rows", "products"), [(10, 2), (500, 1)])
+def test_many_features_go_through_one_product(rows, products):
+    norm, product = fitted(20)
+    with FlopCounterMode(display=False) as counter:
+        whitened(torch.randn(rows, 20), norm, product)
+    assert counter.get_total_flops() == 2 * 20 * 12 * rows + 2 * 20 * 20 * (rows if products == 2 else 12)
+
+
+def test_what_is_around_the_product_of_features_is_asked():
+    norm, product = fitted(20)
+    x = torch.randn(200, 20)
+    torch.testing.assert_close(whitened(x, norm, Doubled(product)), 2 * whitened(x, norm, product))

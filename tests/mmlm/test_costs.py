@@ -42,12 +42,12 @@ def see(model, batch):
 
 
 def test_images_of_one_batch_cost_what_each_costs_alone(model, picture):
-    """However different their numbers of tiles, and whoever else shows them."""
+    """However different their numbers of tiles, and whoever else shows them; but for what is done once for many."""
     images = [picture(0), picture(1, (1100, 600)), picture(2, (700, 300)), picture(3, (520, 500))]
     texts = ["<image>What?", "And <image> this <image>?", "nothing", "<image><image>which?"]
     rows = [[images[0]], [images[1], images[2]], [], [images[3], images[0]]]
     alone = [see(model, model.processor(image, "What?")) for image in images]
-    assert see(model, model.processor(rows, texts)) == sum(alone)
+    assert 0.99 * sum(alone) < see(model, model.processor(rows, texts)) <= sum(alone)
     assert alone[0] < alone[2] < alone[3] < alone[1]
     assert see(model, model.processor([[images[1]] * 3] * 2, ["<image>" * 3 + "?"] * 2)) == alone[1]
 
