@@ -114,6 +114,8 @@ def tune_one(config: ZenerConfig, name: str, backbone: Backbone, run: Path) -> d
         tokens=name,
         start=config.tune.blocks_from,
         every=1,
+        heads=config.tune.heads or None,
+        kv_heads=config.tune.kv_heads or None,
         ff_factor=3.0,
         system="",
         image_last=True,

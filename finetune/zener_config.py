@@ -33,6 +33,10 @@ class TuneConfig:
 
     blocks_from: int = within("[0, inf)", 27)
     """The first decoder layer (of the default one's 30) that has a gated block in front; so have those after it."""
+    heads: int = within("[0, inf)", 0)
+    """Query heads of the blocks' cross-attention; 0: as many as `from_parts` gives them."""
+    kv_heads: int = within("[0, inf)", 0)
+    """Key heads of the blocks' cross-attention; 0: as many as `from_parts` gives them."""
     cards: int = within("[1, inf)", 200)
     """Cards of a step, about: its pictures are all of one k, at most `train.batch.images`, and few where k is large."""
     favor: float = within("[0, inf)", 0.5)

@@ -204,6 +204,9 @@ def test_decoders_are_compared_and_what_is_done_is_not_done_again(settings, tmp_
     capsys.readouterr()
     assert zener.main(words("tune", settings, "--tune.train.steps=5")) == 1
     assert "--tune.train.steps is 4 in " in capsys.readouterr().err
-    assert zener.main(words("tune", settings, "--tune.train.steps=5", "--tokens=[square]", "--overwrite")) == 0
+    others = ("--tune.train.steps=5", "--tune.heads=6", "--tune.kv_heads=3", "--tokens=[square]", "--overwrite")
+    assert zener.main(words("tune", settings, *others)) == 0
+    its = AdapterConfig.load(run / "square" / "config.json")
+    assert (its.heads, its.kv_heads) == (6, 3)
     assert (run / "square" / "model.safetensors").read_bytes() != weights
     assert (run / "pyramid" / "tuned.json").read_bytes() == first
