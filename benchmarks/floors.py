@@ -145,6 +145,13 @@ class Blocks:
         """A block's attention to media, forward."""
         return 4 * pairs * self.heads
 
+    def projected(self, cells: int, ways: int) -> float:
+        """The media projection, forward (1 way) or to its weights' gradients, too (2).
+
+        A fixed rotation is part of it: of the cells, which have no gradients, or of its weights, and theirs.
+        """
+        return 2 * ways * cells * self.projection + 2 * self.C**2 * min(cells, ways * self.M)
+
 
 @dataclass(frozen=True)
 class Counts:
@@ -169,7 +176,7 @@ class Counts:
         per_block = 6 * N * blocks.read + 4 * N * blocks.rotations + 6 * R * S * blocks.media
         flops += blocks.count * (per_block + 3 * blocks.looks(N * S))
         flops -= blocks.rotations * N if blocks.count else 0  # nothing before the first block's first one learns
-        flops += R * S * (6 * blocks.projection + 2 * blocks.C**2)
+        flops += blocks.projected(R * S, 2)
         frozen = (its.layers + deep) * its.used(N) + 2 * its.head
         trained = FP32 * blocks.trained
         forward = Phase("forward and backward", flops, frozen * its.bytes + 2 * trained, trained)
@@ -178,8 +185,10 @@ class Counts:
     def kept(self, R: int, T: int, S: int, L: int) -> float:
         """Bytes that a training step has at its peak over the model: AdamW's, and what backward needs of forward.
 
-        That is, if nothing is computed again, what goes into norms, attention, gates and trained products, and what
-        comes out of attention; no scores of attention, as fused kernels show.
+        That is, if no product is computed again, what goes into norms, attention, gates of feed-forwards and trained
+        products, what comes out of attention, and the learnt tokens' logits, in whose place their gradient can be; no
+        scores of attention, as fused kernels show. Nor what a trained scale, a tanh gate or a router's weight
+        multiplies: their gradients follow from those of the products beside them.
         """
         its, blocks, N = self.decoder, self.blocks, R * T
         deep = its.layers - (blocks.at[0] if blocks.at else 0)
@@ -196,7 +205,7 @@ class Counts:
         shown = b * R * S * blocks.count * blocks.kv  # keys and values of the media
         flops = its.layers * (its.products(R * T) + its.looks(R * T * (T + 1) / 2)) + 2 * R * its.head
         flops += blocks.count * (2 * R * T * blocks.read + 2 * R * S * blocks.media + blocks.looks(R * T * S))
-        flops += 2 * R * S * (blocks.projection + blocks.C**2)
+        flops += blocks.projected(R * S, 1)
         weights = its.layers * its.used(R * T) + its.head + blocks.trained
         phases = [Phase("prompt", flops, b * weights + shown, shown)]
         for past in range(T, T + new - 1):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
-from mmlm.block import GatedBlock, RMSNorm, Whiten, at_least_fp32, fold, is_plain
+from mmlm.block import GatedBlock, RMSNorm, Whiten, at_least_fp32, is_plain
 from mmlm.config import AdapterConfig
 from mmlm.decoder import gathered
 from mmlm.resampler import Resampler
@@ -97,13 +97,18 @@ class Adapter(nn.Module):
 def whitened(x: Tensor, norm: Whiten, product: nn.Linear) -> Tensor:
     """product(norm(x)) of features x [N, C] -> [N, M].
 
-    Of many, the rotation goes into the weight first, gradients and all: a product of [M, C] and [C, C] rather than one
-    of [N, C] and [C, C]. Not where the weights are not here until they are called (ZeRO-3).
+    The norm's scale and shift are multiplied into the product's weights, and of many features its rotation, too:
+    backward then needs one copy of the features, and no product for the gradients of scale and shift. Not so where
+    something is around the product (LoRA), or weights are elsewhere (ZeRO-3, FSDP).
     """
-    if not is_plain(product) or norm.weight.shape != norm.mean.shape or len(x) <= product.out_features:
-        return product(norm(x))
-    weight, bias = fold(norm, product.weight, torch.promote_types(product.weight.dtype, torch.float32))
-    return linear(norm.centred(x), weight.T, bias + product.bias)
+    if not is_plain(product) or type(norm.weight) is not nn.Parameter or norm.weight.shape != x.shape[-1:]:
+        return cast("Tensor", product(norm(x)))
+    many = len(x) > product.out_features * (2 if torch.is_grad_enabled() else 1)  # whose gradients are rotated back
+    with torch.autocast(x.device.type, enabled=False):
+        scale, shift, weight, bias = map(at_least_fp32, (norm.weight, norm.bias, product.weight, product.bias))
+        weight, bias = weight * scale, torch.addmv(bias, weight, shift)
+        weight = weight @ at_least_fp32(norm.rotation).T if many else weight
+    return linear(norm.centred(x) if many else norm.centred(x) @ norm.rotation, weight, bias)
 
 
 def together(x: Tensor, products: Sequence[nn.Linear]) -> Sequence[Tensor]:

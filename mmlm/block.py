@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
 from mmlm.config import AdapterConfig
+from mmlm.rms import EPS, rms
 
-EPS = 1e-6  # of RMS norms
 SCORES = 2**18  # of a head, up to which they are made on a CPU in training; beyond it torch's fused kernel is faster
 SAMPLES = 1024  # values of each weight by which a change is noticed that torch does not count
 
@@ -37,7 +37,7 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
         """x [..., width] -> the same, times `scale`."""
         fp32 = at_least_fp32(self.weight)
-        return rms_norm(x.to(fp32.dtype), self.weight.shape, fp32 * scale, EPS)
+        return rms(x.to(fp32.dtype), fp32 * scale)
 
 
 class Whiten(nn.Module):

@@ -11,7 +11,7 @@ from finetune.below import Below
 from finetune.collate import batch_of
 from finetune.config import BatchConfig
 from finetune.encoded import IGNORED, encode
-from finetune.loss import ROWS, CrossEntropy, learnt_loss
+from finetune.loss import ROWS, CrossEntropy, learnt_loss, spendable
 
 
 @pytest.fixture(params=["pyramid", "resampler"])
@@ -145,6 +145,37 @@ def test_cross_entropy_is_torchs_own(rows, dtype):
     torch.testing.assert_close(found.double(), plain, rtol=1e-5, atol=1e-6)
     grads = (torch.autograd.grad(3 * loss, logits)[0] for loss in (found, plain))
     torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_in_place_of_the_logits_it_is_the_same(dtype):
+    """But for fp16, whose gradient takes more bits than they have."""
+    leaf, wanted = (5 * torch.randn(ROWS + 3, 40)).to(dtype).requires_grad_(), torch.randint(40, (ROWS + 3,))
+    grads = []
+    for spent in (False, True):
+        logits = 2 * leaf
+        before = logits.clone()
+        loss = CrossEntropy.apply(logits, wanted, spent)
+        assert torch.equal(logits, before) == (not spent or dtype == torch.float16)
+        grads.append(torch.autograd.grad(loss, leaf)[0])
+    assert torch.equal(*grads)
+
+
+def test_a_decoders_logits_are_given_up_for_their_gradient(model, batches):
+    made = []
+    model.decoder.get_output_embeddings().register_forward_hook(lambda _, __, logits: made.append(logits))
+    loss, _ = learnt_loss(model, model, batches[0])
+    assert loss.grad_fn.back.data_ptr() == made[0].data_ptr()
+
+
+def test_logits_that_backward_needs_are_not_given_up():
+    x, weight = torch.randn(1, 5, 8, requires_grad=True), torch.randn(40, 8)
+    logits = torch.nn.functional.linear(x, weight)
+    assert spendable(logits.squeeze(0)) and spendable((30 * torch.tanh(logits / 30)).squeeze(0))
+    assert not spendable(torch.tanh(logits).squeeze(0)) and not spendable(torch.log_softmax(logits[0], -1))
+    assert not spendable(x.squeeze(0)) and not spendable(logits.detach())
+    CrossEntropy.apply(torch.tanh(logits[0]), torch.arange(5), False).backward()
+    assert x.grad.any()
 
 
 def test_a_gradient_is_given_once():

@@ -60,7 +60,7 @@ def fitted(width, dtype=torch.float32):
     return norm.to(dtype), product.to(dtype)
 
 
-@pytest.mark.parametrize("rows", [1, 12, 13, 200])
+@pytest.mark.parametrize("rows", [1, 24, 25, 200])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_of_few_features_and_of_many_the_same_is_made(rows, dtype):
     """Values, and the gradients of all that learns and of the features."""
@@ -75,22 +75,32 @@ def test_of_few_features_and_of_many_the_same_is_made(rows, dtype):
 
 
 @pytest.mark.parametrize("rows", [12, 200])
-def test_in_16_bits_features_are_as_near_to_their_true_values(rows):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_16_bits_features_are_as_near_to_their_true_values(rows, dtype):
     norm, product = fitted(20)
     x = torch.randn(rows, 20)
     true = product(norm(x))
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", dtype):
         made, two = whitened(x, norm, product), product(norm(x))
-    assert made.dtype == two.dtype == torch.bfloat16
+    assert made.dtype == two.dtype == dtype
     assert (made.float() - true).norm() < 1.5 * (two.float() - true).norm() + 1e-6
 
 
-@pytest.mark.parametrize(("rows", "products"), [(10, 2), (500, 1)])
-def test_many_features_go_through_one_product(rows, products):
-    norm, product = fitted(20)
-    with FlopCounterMode(display=False) as counter:
-        whitened(torch.randn(rows, 20), norm, product)
-    assert counter.get_total_flops() == 2 * 20 * 12 * rows + 2 * 20 * 20 * (rows if products == 2 else 12)
+@pytest.mark.parametrize("rows", [10, 500])
+def test_forward_and_backward_have_one_product_and_one_copy_of_many_features(rows):
+    """And a fixed rotation: of few features, or of the weights."""
+    (norm, product), kept = fitted(20), []
+    x = torch.randn(rows, 20)
+    keeping = torch.autograd.graph.saved_tensors_hooks(lambda its: kept.append(its) or its, lambda its: its)
+    with FlopCounterMode(display=False) as forward, keeping:
+        made = whitened(x, norm, product)
+    with FlopCounterMode(display=False) as backward:
+        made.sum().backward()
+    many = rows > 24
+    assert sum(its.shape == (rows, 20) for its in kept) == 1
+    assert forward.get_total_flops() == 2 * 20 * 12 * rows + 2 * 20 * 20 * min(rows, 12)
+    assert backward.get_flop_counts()["Global"][torch.ops.aten.mm] == 2 * 20 * 12 * rows + many * 2 * 20 * 20 * 12
+    assert norm.weight.grad.abs().min() > 0 and norm.bias.grad.abs().min() > 0
 
 
 def test_what_is_around_the_product_of_features_is_asked():
