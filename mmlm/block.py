@@ -24,7 +24,17 @@ SAMPLES = 1024  # values of each weight by which a change is noticed that torch 
 
 def at_least_fp32(x: Tensor) -> Tensor:
     """x, but for 16 bits; float64 stays what it is."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x if whole(x.dtype) else x.float()
+
+
+def whole(dtype: torch.dtype) -> bool:
+    """Has it more than 16 bits?"""
+    return dtype.itemsize > 2
+
+
+def to(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """As `x.to`: which takes microseconds where there is nothing to do, and a block makes many for a token."""
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 class RMSNorm(nn.Module):
@@ -161,7 +171,8 @@ def is_plain(product: nn.Module) -> bool:
 class Folded:
     """A block for calls without gradients: weights that follow each other, multiplied with each other beforehand.
 
-    The rotation and scale of a `Whiten` go into the product after it, gate and up are one product, all is cast once.
+    The rotation and scale of a `Whiten` go into the product after it, the tanh of a gate and the unit of what is added
+    into the product before them; `gate` and `up` are one product, all is cast once.
     Its mean is taken off in fp32 as ever, since in 16 bits little would be left of the difference.
     """
 
@@ -172,20 +183,22 @@ class Folded:
         self.q, self.q_bias = fold(block.norm, block.q.weight, dtype)
         gate_up = torch.cat([block.gate.weight, block.up.weight])  # [2F, D]
         self.gate_up, self.gate_up_bias = fold(block.ff_norm, gate_up, dtype)
-        self.o, self.down = (product.weight.detach().to(dtype).T for product in (block.o, block.down))
-        self.opened, self.ff_opened = (torch.tanh(g) * block.scale for g in (block.attention_gate, block.ff_gate))
+        opened, ff_opened = (torch.tanh(gate) * block.scale for gate in (block.attention_gate, block.ff_gate))
+        self.o, self.down = (
+            (o[:, None] * p.weight).to(dtype).T for o, p in ((opened, block.o), (ff_opened, block.down))
+        )
 
     def __call__(self, hidden: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sees: Tensor | None) -> Tensor:
         """As `GatedBlock.forward`, to rounding. Tokens that see nothing come out bit for bit as they went in."""
         B, T, D = hidden.shape
         x = at_least_fp32(hidden).reshape(-1, D)
-        q = torch.addmm(self.q_bias, torch.addcmul(self.shift, x, self.rms(x)).to(v.dtype), self.q)
+        q = torch.addmm(self.q_bias, to(torch.addcmul(self.shift, x, self.rms(x)), v.dtype), self.q)
         q = q.view(B, T, -1, v.shape[-1])
-        y = look((self.rms(q) * q * self.q_norm).to(v.dtype), k, v, mask).view(len(x), -1)
-        x = torch.addcmul(x, self.opened, y.mm(self.o))
-        inner = torch.addmm(self.gate_up_bias, torch.addcmul(self.ff_shift, x, self.rms(x)).to(v.dtype), self.gate_up)
-        gate, up = inner.view(len(x), 2, -1).unbind(1)
-        x = torch.addcmul(x, self.ff_opened, (silu(gate) * up).mm(self.down)).to(hidden.dtype).view(hidden.shape)
+        y = look(to(self.rms(q) * q * self.q_norm, v.dtype), k, v, mask).view(len(x), -1)
+        x = plus(x, y, self.o)
+        inner = torch.addmm(self.gate_up_bias, to(torch.addcmul(self.ff_shift, x, self.rms(x)), v.dtype), self.gate_up)
+        gate, up = inner.chunk(2, 1)
+        x = to(plus(x, silu(gate) * up, self.down), hidden.dtype).view(hidden.shape)
         return x if sees is None else torch.where(sees[..., None], x, hidden)
 
     def rms(self, x: Tensor) -> Tensor:
@@ -214,6 +227,11 @@ def fold(norm: Whiten, weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tens
     with torch.autocast(weight.device.type, enabled=False):
         weight, scale, rotation, bias = map(at_least_fp32, (weight, norm.weight, norm.rotation, norm.bias))
         return ((weight * scale) @ rotation.T).to(dtype).T, (weight @ bias).to(dtype)
+
+
+def plus(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+    """x [N, D] + y [N, F] times weight [F, D], in the dtype of x."""
+    return torch.addmm(x, y, weight) if x.dtype == y.dtype else x + y.mm(weight)
 
 
 def look(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

@@ -28,13 +28,13 @@ from mmlm.block import State, is_plain
 SMALL = 2**20  # weights of a product that gains nothing
 FEW, MANY = 4, 64  # rows from and to which it is the faster
 
-_PACKING: ContextVar[bool] = ContextVar("mmlm_packing", default=False)
+_PACKING: ContextVar["dict[Packed, Tensor] | None"] = ContextVar("mmlm_packing", default=None)
 
 
 @contextmanager
 def packing(on: bool = True) -> Iterator[None]:
-    """Within it, in this thread, packed output embeddings are used, if `on`."""
-    token = _PACKING.set(on)
+    """Within it, in this thread, packed output embeddings are used, if `on`; their weights stay what they are."""
+    token = _PACKING.set({} if on else None)
     try:
         yield
     finally:
@@ -44,7 +44,7 @@ def packing(on: bool = True) -> Iterator[None]:
 class Packed:
     """The forward of an output embedding: its own, or within `packing` that of its packed weights.
 
-    They are packed when they are first of use, and again when they are no longer what was packed.
+    They are packed when they are first of use, and again in a later `packing` if they are no longer what was packed.
     """
 
     def __init__(self, product: nn.Linear) -> None:
@@ -58,9 +58,12 @@ class Packed:
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [..., D] -> [..., V]."""
-        if torch.compiler.is_compiling() or not (_PACKING.get() and self.pays(x)):
+        looked_at = None if torch.compiler.is_compiling() else _PACKING.get()
+        if looked_at is None or not self.pays(x):
             return self.plain(x)
-        return multiply(x, self.packed(), self.product.bias)
+        if self not in looked_at:  # which takes as long as a twentieth of the product
+            looked_at[self] = self.packed()
+        return multiply(x, looked_at[self], self.product.bias)
 
     def pays(self, x: Tensor) -> bool:
         """Is the packed product the faster for these rows, and to be had?"""

@@ -62,16 +62,20 @@ def test_it_is_not_used_where_it_gains_nothing(head):
 def test_what_changed_is_packed_again(head):
     """Where torch does not count a write, too: PEFT merges so."""
     x = torch.randn(8, 64)
-    with packing():
-        before = head(x)
-        head.weight.mul_(2)
-        torch.testing.assert_close(head(x), 2 * before)
-        head.weight = nn.Parameter(-head.weight, requires_grad=False)
-        torch.testing.assert_close(head(x), -2 * before)
-        head.weight.data += 1
-        torch.testing.assert_close(head(x), linear(x, head.weight))
-        head.bfloat16().float()
-        torch.testing.assert_close(head(x), linear(x, head.weight), atol=1e-4, rtol=1e-4)
+
+    def say():
+        with packing():
+            return head(x)
+
+    before = say()
+    head.weight.mul_(2)
+    torch.testing.assert_close(say(), 2 * before)
+    head.weight = nn.Parameter(-head.weight, requires_grad=False)
+    torch.testing.assert_close(say(), -2 * before)
+    head.weight.data += 1
+    torch.testing.assert_close(say(), linear(x, head.weight))
+    head.bfloat16().float()
+    torch.testing.assert_close(say(), linear(x, head.weight), atol=1e-4, rtol=1e-4)
     head.to("meta")
     with packing():
         head(torch.randn(8, 64, device="meta"))
