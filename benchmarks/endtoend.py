@@ -300,7 +300,7 @@ def run(name: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def result(rounds: list[dict[str, dict[str, Any]]]) -> str:
-    """Medians (and quartiles) of the rounds, and what was done in them, as Markdown."""
+    """Medians (and quartiles, if there are several) of the rounds, and what was done in them, as Markdown."""
     rows = [["", "seconds", "of processors", "over mmlm", "of processors", "whole process, s", *DID]]
     for name in rounds[0]:
         ratios = [spread([its[name]["train"][i] / its["mmlm"]["train"][i] for its in rounds]) for i in (0, 1)]
@@ -308,7 +308,7 @@ def result(rounds: list[dict[str, dict[str, Any]]]) -> str:
             f"{spread([its[name][what][i] for its in rounds])[0]:.0f}"
             for what, i in (("train", 0), ("train", 1), ("whole", 0))
         )
-        over = [f"{middle:.2f} ({low:.2f} to {high:.2f})" for middle, low, high in ratios]
+        over = [f"{mid:.2f}" + f" ({low:.2f} to {high:.2f})" * (len(rounds) > 1) for mid, low, high in ratios]
         rows.append([name, wall, processors, *over, whole, *(f"{rounds[0][name][what]:,}" for what in DID)])
     return table(rows)
 
@@ -350,8 +350,8 @@ def main() -> None:
                 found[name] = run(name, folder, args)
                 print(json.dumps(found[name]), flush=True)
             rounds.append({name: found[name] for name in taking})
-    what = f"{args.pairs} pairs, {args.epochs} epochs, batches of {args.rows}; medians of {args.rounds} rounds"
-    text = f"{what} (quartiles).\n\n{result(rounds)}"
+    spreads = "one round" if args.rounds == 1 else f"medians of {args.rounds} rounds (and their quartiles)"
+    text = f"{args.pairs} pairs, {args.epochs} epochs, batches of {args.rows}; {spreads}.\n\n{result(rounds)}"
     print(f"\n{text}")
     if args.write:
         write("finetune", text)
