@@ -242,14 +242,15 @@ def fit_config(
 def key_heads(text: Any, own: int, heads: int) -> int:
     """Key and value heads for so many query heads: as many as the decoder has, if it has fewer of them than queries.
 
-    Else one for every four, or so: four fifths of what a tile costs are keys and values, and with a quarter of them
-    attention is hardly the worse (Ainslie et al. 2023, arXiv:2305.13245; docs/findings.md has runs of ours).
+    Else one for every four, or more where four do not divide them: four fifths of what a tile costs are keys and values,
+    and with a quarter of them attention is hardly the worse (Ainslie et al. 2023, arXiv:2305.13245; docs/findings.md
+    has runs of ours).
 
     Args:
         own: query heads of the decoder.
     """
     fewer = getattr(text, "num_key_value_heads", None) or own
-    return fewer if fewer < own else next(n for n in range(max(1, heads // 4), 0, -1) if heads % n == 0)
+    return fewer if fewer < own else next(n for n in range(-(-heads // 4), heads + 1) if heads % n == 0)
 
 
 def place_blocks(count: int, every: int | None, start: int | None, layers: list[int] | None) -> list[int]:

@@ -156,9 +156,11 @@ def test_layers_that_are_not_there_are_refused(every, start, layers):
         (9, 3, {}, 3),
         (8, 8, {}, 2),  # as many of both: one for every four
         (32, None, {}, 8),
-        (6, 6, {}, 1),
+        (6, 6, {}, 2),
         (12, 12, {}, 3),
-        (10, 10, {}, 2),
+        (10, 10, {}, 5),
+        (9, 9, {}, 3),
+        (7, 7, {}, 7),
         (3, 3, {}, 1),
         (8, 8, {"heads": 16}, 4),
         (8, 8, {"kv_heads": 8}, 8),
