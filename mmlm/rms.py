@@ -38,13 +38,14 @@ class RMS(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         (grad,) = grads
         width = x.shape[-1]
-        squares = torch.linalg.vecdot(x, x)[..., None]
-        over = squares.div_(width).add_(EPS).rsqrt_()  # [..., 1]
-        unit = x * over
-        its = grad * unit  # [..., width]
-        to_weight = its.reshape(-1, width).sum(0) if ctx.needs_input_grad[1] else None
-        if not ctx.needs_input_grad[0]:
-            return None, to_weight
-        along = (its @ weight)[..., None].div_(width)  # how much of the gradient only stretches x
-        to_x = torch.mul(grad, weight, out=its).sub_(unit.mul_(along)).mul_(over)
-        return to_x, to_weight
+        with torch.autocast("cpu", enabled=False):  # backward may be called within one, which would sum in 16 bits
+            squares = torch.linalg.vecdot(x, x)[..., None]
+            over = squares.div_(width).add_(EPS).rsqrt_()  # [..., 1]
+            unit = x * over
+            its = grad * unit  # [..., width]
+            to_weight = its.reshape(-1, width).sum(0) if ctx.needs_input_grad[1] else None
+            if not ctx.needs_input_grad[0]:
+                return None, to_weight
+            along = (its @ weight)[..., None].div_(width)  # how much of the gradient only stretches x
+            to_x = torch.mul(grad, weight, out=its).sub_(unit.mul_(along)).mul_(over)
+            return to_x, to_weight

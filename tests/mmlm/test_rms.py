@@ -35,3 +35,12 @@ def test_backward_is_kept_what_came_in_and_no_more():
     with torch.autograd.graph.saved_tensors_hooks(lambda its: kept.append(its) or its, lambda its: its):
         rms(x, weight)
     assert {its.data_ptr() for its in kept} == {x.data_ptr(), weight.data_ptr()}
+
+
+def test_gradients_are_as_fine_where_backward_is_called_within_autocast():
+    x, weight = drawn((50, 64))
+    made = rms(x, weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.autograd.grad(made, (x, weight), made.detach(), retain_graph=True)
+    wanted = torch.autograd.grad(made, (x, weight), made.detach())
+    assert all(map(torch.equal, found, wanted))
