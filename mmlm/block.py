@@ -24,12 +24,7 @@ SAMPLES = 1024  # values of each weight by which a change is noticed that torch 
 
 def at_least_fp32(x: Tensor) -> Tensor:
     """x, but for 16 bits; float64 stays what it is."""
-    return x if whole(x.dtype) else x.float()
-
-
-def whole(dtype: torch.dtype) -> bool:
-    """Has it more than 16 bits?"""
-    return dtype.itemsize > 2
+    return x if x.dtype.itemsize > 2 else x.float()
 
 
 def to(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -171,8 +166,9 @@ def is_plain(product: nn.Module) -> bool:
 class Folded:
     """A block for calls without gradients: weights that follow each other, multiplied with each other beforehand.
 
-    The rotation and scale of a `Whiten` go into the product after it, the tanh of a gate and the unit of what is added
-    into the product before them; `gate` and `up` are one product, all is cast once.
+    The rotation and scale of a `Whiten` go into the product after it; `gate` and `up` are one product, all is cast
+    once. The tanh of a gate and the unit of what is added go into the product before them, but for 16 bits: there they
+    would save no call, and small ones times weights are more than fp16 can tell apart.
     Its mean is taken off in fp32 as ever, since in 16 bits little would be left of the difference.
     """
 
@@ -184,9 +180,12 @@ class Folded:
         gate_up = torch.cat([block.gate.weight, block.up.weight])  # [2F, D]
         self.gate_up, self.gate_up_bias = fold(block.ff_norm, gate_up, dtype)
         opened, ff_opened = (torch.tanh(gate) * block.scale for gate in (block.attention_gate, block.ff_gate))
+        inside = dtype.itemsize > 2
         self.o, self.down = (
-            (o[:, None] * p.weight).to(dtype).T for o, p in ((opened, block.o), (ff_opened, block.down))
+            (by[:, None] * product.weight if inside else product.weight.detach()).to(dtype).T
+            for by, product in ((opened, block.o), (ff_opened, block.down))
         )
+        self.opened, self.ff_opened = (None if inside else by for by in (opened, ff_opened))
 
     def __call__(self, hidden: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sees: Tensor | None) -> Tensor:
         """As `GatedBlock.forward`, to rounding. Tokens that see nothing come out bit for bit as they went in."""
@@ -195,10 +194,10 @@ class Folded:
         q = torch.addmm(self.q_bias, to(torch.addcmul(self.shift, x, self.rms(x)), v.dtype), self.q)
         q = q.view(B, T, -1, v.shape[-1])
         y = look(to(self.rms(q) * q * self.q_norm, v.dtype), k, v, mask).view(len(x), -1)
-        x = plus(x, y, self.o)
+        x = plus(x, self.opened, y, self.o)
         inner = torch.addmm(self.gate_up_bias, to(torch.addcmul(self.ff_shift, x, self.rms(x)), v.dtype), self.gate_up)
         gate, up = inner.chunk(2, 1)
-        x = to(plus(x, silu(gate) * up, self.down), hidden.dtype).view(hidden.shape)
+        x = to(plus(x, self.ff_opened, silu(gate) * up, self.down), hidden.dtype).view(hidden.shape)
         return x if sees is None else torch.where(sees[..., None], x, hidden)
 
     def rms(self, x: Tensor) -> Tensor:
@@ -229,8 +228,10 @@ def fold(norm: Whiten, weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tens
         return ((weight * scale) @ rotation.T).to(dtype).T, (weight @ bias).to(dtype)
 
 
-def plus(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
-    """x [N, D] + y [N, F] times weight [F, D], in the dtype of x."""
+def plus(x: Tensor, opened: Tensor | None, y: Tensor, weight: Tensor) -> Tensor:
+    """x [N, D] + opened [D] (None: 1) times what weight [F, D] makes of y [N, F], in the dtype of x or a wider one."""
+    if opened is not None:
+        return torch.addcmul(x, opened, y.mm(weight))
     return torch.addmm(x, y, weight) if x.dtype == y.dtype else x + y.mm(weight)
 
 

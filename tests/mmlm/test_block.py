@@ -199,6 +199,21 @@ def test_folded_it_is_as_near_to_the_exact_result(heads, d, shape, dtype, masked
     )  # of few numbers chance may be larger
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("own", [torch.float32, torch.bfloat16])
+def test_folded_in_16_bits_little_is_added_as_finely_as_much(own, dtype):
+    """Gates hardly open before a layer whose hidden states are small."""
+    block = a_block(gate=0.01)
+    block.scale.fill_(0.002)
+    hidden, (k, v) = torch.randn(2, 3, D, dtype=torch.float64), seen(block, 2, 7)
+    k, v = k.to(dtype), v.to(dtype)
+    block.to(own)
+    with torch.no_grad():
+        exact = deepcopy(block).double()(hidden, k.double(), v.double(), None, None) - hidden
+        added = block.folded(dtype)(hidden, k, v, None, None) - hidden
+    assert (added - exact).norm() < 2.5 * torch.finfo(dtype).eps * exact.norm()
+
+
 def stepped(optimizer, **settings):
     """A change: one step of an optimizer."""
 
