@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
-from mmlm.block import GatedBlock, RMSNorm, Whiten, at_least_fp32, is_plain
+from mmlm.block import GatedBlock, RMSNorm, Whiten, at_least_fp32, is_hooked, is_plain
 from mmlm.config import AdapterConfig
 from mmlm.decoder import gathered
 from mmlm.resampler import Resampler
@@ -99,9 +99,10 @@ def whitened(x: Tensor, norm: Whiten, product: nn.Linear) -> Tensor:
 
     The norm's scale and shift are multiplied into the product's weights, and of many features its rotation, too:
     backward then needs one copy of the features, and no product for the gradients of scale and shift. Not so where
-    something is around the product (LoRA), or weights are elsewhere (ZeRO-3, FSDP).
+    something is around either (LoRA, hooks), or weights are elsewhere (ZeRO-3, FSDP).
     """
-    if not is_plain(product) or type(norm.weight) is not nn.Parameter or norm.weight.shape != x.shape[-1:]:
+    plain = type(norm) is Whiten and type(norm.weight) is nn.Parameter and norm.weight.shape == x.shape[-1:]
+    if not plain or is_hooked(norm) or not is_plain(product):
         return cast("Tensor", product(norm(x)))
     many = len(x) > product.out_features * (2 if torch.is_grad_enabled() else 1)  # whose gradients are rotated back
     with torch.autocast(x.device.type, enabled=False):

@@ -158,9 +158,14 @@ class GatedBlock(nn.Module):
 
 def is_plain(product: nn.Module) -> bool:
     """Is it a product with its weight and no more? Not so with LoRA or hooks around it, or its weight elsewhere."""
-    hooked = product._forward_hooks or product._forward_pre_hooks or hasattr(product, "_hf_hook")
     whole = type(product) is nn.Linear and product.weight.shape == (product.out_features, product.in_features)
-    return whole and type(product.weight) in (Tensor, nn.Parameter) and not hooked  # quantized ones are of other types
+    here = whole and type(product.weight) in (Tensor, nn.Parameter)  # quantized ones are of other types
+    return here and not is_hooked(product)
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Does something wait for its call?"""
+    return bool(module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"))
 
 
 class Folded:

@@ -107,3 +107,9 @@ def test_what_is_around_the_product_of_features_is_asked():
     norm, product = fitted(20)
     x = torch.randn(200, 20)
     torch.testing.assert_close(whitened(x, norm, Doubled(product)), 2 * whitened(x, norm, product))
+
+
+def test_what_waits_for_the_norm_of_features_is_called():
+    norm, product = fitted(20)
+    norm.register_forward_hook(lambda _, __, made: 0 * made)
+    torch.testing.assert_close(whitened(torch.randn(200, 20), norm, product), product.bias.expand(200, -1))
