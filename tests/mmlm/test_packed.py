@@ -82,6 +82,18 @@ def test_what_changed_is_packed_again(head):
     assert not used(head)
 
 
+@needed
+def test_within_one_generation_it_is_looked_at_once(head):
+    """What is written into the weights meanwhile is seen by the next."""
+    x = torch.randn(8, 64)
+    with packing():
+        made = head(x)
+        head.weight.data.neg_()
+        assert torch.equal(head(x), made)
+        with packing():
+            torch.testing.assert_close(head(x), -made)
+
+
 class Quantized(torch.Tensor):
     """A tensor of another kind in a plain layer, as torchao's are."""
 
