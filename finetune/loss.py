@@ -23,6 +23,8 @@ FORGETS = {"MmBackward0", "AddmmBackward0", "MulBackward0", "DivBackward0", "ToC
 def learnt_loss(forward: nn.Module, model: MultimodalLM, batch: dict[str, Any]) -> tuple[Tensor, int]:
     """Sum of the cross-entropy over the learnt tokens of a batch (fp32), and their number L.
 
+    What hooks keep of the decoder's logits is written over, where they are `spendable`: they keep a copy.
+
     Args:
         forward: the model, or what a distributed wrapper made of it.
         model: the model itself.
