@@ -7,7 +7,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig
 
-from mmlm.block import GatedBlock
+from mmlm.adapter import whitened
+from mmlm.block import GatedBlock, Whiten
 from mmlm.config import fit_config
 
 ROWS, TOKENS, NEW, MEDIA = 2, 12, 5, 7
@@ -77,6 +78,18 @@ def test_a_gated_block():
     N = ROWS * TOKENS
     needed = 6 * N * counts.read + 4 * N * counts.rotations + 6 * ROWS * MEDIA * counts.media
     assert counter.get_total_flops() == needed + 3 * counts.looks(N * MEDIA)
+
+
+@pytest.mark.parametrize("cells", [10, 1000])
+def test_the_media_projection_of_few_and_of_many(cells):
+    counts = Blocks(fit_config(MIXTRAL, 3, layers=[1]))
+    norm, product = Whiten(counts.C), nn.Linear(counts.C, counts.M)
+    with FlopCounterMode(display=False) as forward, torch.no_grad():
+        whitened(torch.randn(cells, counts.C), norm, product)
+    with FlopCounterMode(display=False) as both:
+        whitened(torch.randn(cells, counts.C), norm, product).sum().backward()
+    assert forward.get_total_flops() == counts.projected(cells, 1)
+    assert both.get_total_flops() == counts.projected(cells, 2)
 
 
 def test_of_experts_those_count_that_a_token_takes():
