@@ -43,7 +43,8 @@ def learnt_loss(forward: nn.Module, model: MultimodalLM, batch: dict[str, Any]) 
 def spendable(logits: Tensor) -> bool:
     """May logits be written over? Only where the decoder's last operation needs no result of its own in backward.
 
-    torch would notice one that does, and stop.
+    torch would not always stop at one that does: a write to an unsafe view, as `linear` gives, it does not count as one
+    to what is viewed.
     """
     node = logits.grad_fn
     while node is not None and type(node).__name__ in VIEWS:
