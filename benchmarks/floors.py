@@ -196,7 +196,7 @@ class Counts:
         block = 4 * blocks.D + 3 * blocks.heads + 3 * blocks.F
         media = R * S * (blocks.C + 2 * blocks.M + blocks.count * 3 * blocks.kv / 2)  # keys before their norm and after
         states = its.bytes * N * (deep * layer + blocks.count * block) + its.bytes * media
-        logits = FP32 * L * its.head / its.D
+        logits = its.bytes * L * its.head / its.D
         return 2 * FP32 * blocks.trained + max(states + logits, FP32 * blocks.trained)
 
     def generation(self, R: int, T: int, S: int, new: int) -> list[Phase]:

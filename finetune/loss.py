@@ -17,7 +17,7 @@ from mmlm.model import MultimodalLM
 
 ROWS = 256  # at a time
 VIEWS = {"SqueezeBackward1", "UnsafeViewBackward0", "ViewBackward0"}  # operations whose result is what they were given
-FORGETS = {"MmBackward0", "AddmmBackward0", "MulBackward0", "DivBackward0", "ToCopyBackward0"}  # need no result
+FORGETS = {f"{its}Backward0" for its in ("Mm", "Addmm", "Add", "Sub", "Mul", "Div", "ToCopy")}  # need no result
 
 
 def learnt_loss(forward: nn.Module, model: MultimodalLM, batch: dict[str, Any]) -> tuple[Tensor, int]:

@@ -171,10 +171,9 @@ def is_hooked(module: nn.Module) -> bool:
 class Folded:
     """A block for calls without gradients: weights that follow each other, multiplied with each other beforehand.
 
-    The rotation and scale of a `Whiten` go into the product after it; `gate` and `up` are one product, all is cast
-    once. The tanh of a gate and the unit of what is added go into the product before them, but for 16 bits: there they
-    would save no call, and small ones times weights are more than fp16 can tell apart.
-    Its mean is taken off in fp32 as ever, since in 16 bits little would be left of the difference.
+    The rotation and scale of a `Whiten` go into the product after it, gate and up are one product, all is cast once.
+    Its mean is taken off in fp32 as ever, since in 16 bits little would be left of the difference. The tanh of a gate
+    stays where it is: in the product before it, it would save a call in fp32, and be lost in fp16.
     """
 
     def __init__(self, block: GatedBlock, dtype: torch.dtype, state: "State") -> None:
@@ -184,13 +183,8 @@ class Folded:
         self.q, self.q_bias = fold(block.norm, block.q.weight, dtype)
         gate_up = torch.cat([block.gate.weight, block.up.weight])  # [2F, D]
         self.gate_up, self.gate_up_bias = fold(block.ff_norm, gate_up, dtype)
-        opened, ff_opened = (torch.tanh(gate) * block.scale for gate in (block.attention_gate, block.ff_gate))
-        inside = dtype.itemsize > 2
-        self.o, self.down = (
-            (by[:, None] * product.weight if inside else product.weight.detach()).to(dtype).T
-            for by, product in ((opened, block.o), (ff_opened, block.down))
-        )
-        self.opened, self.ff_opened = (None if inside else by for by in (opened, ff_opened))
+        self.o, self.down = (product.weight.detach().to(dtype).T for product in (block.o, block.down))
+        self.opened, self.ff_opened = (torch.tanh(g) * block.scale for g in (block.attention_gate, block.ff_gate))
 
     def __call__(self, hidden: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sees: Tensor | None) -> Tensor:
         """As `GatedBlock.forward`, to rounding. Tokens that see nothing come out bit for bit as they went in."""
@@ -199,10 +193,11 @@ class Folded:
         q = torch.addmm(self.q_bias, to(torch.addcmul(self.shift, x, self.rms(x)), v.dtype), self.q)
         q = q.view(B, T, -1, v.shape[-1])
         y = look(to(self.rms(q) * q * self.q_norm, v.dtype), k, v, mask).view(len(x), -1)
-        x = plus(x, self.opened, y, self.o)
+        x = torch.addcmul(x, self.opened, y.mm(self.o))
         inner = torch.addmm(self.gate_up_bias, to(torch.addcmul(self.ff_shift, x, self.rms(x)), v.dtype), self.gate_up)
         gate, up = inner.chunk(2, 1)
-        x = to(plus(x, self.ff_opened, silu(gate) * up, self.down), hidden.dtype).view(hidden.shape)
+        x = torch.addcmul(x, self.ff_opened, (silu(gate) * up).mm(self.down))
+        x = to(x, hidden.dtype).view(hidden.shape)
         return x if sees is None else torch.where(sees[..., None], x, hidden)
 
     def rms(self, x: Tensor) -> Tensor:
@@ -231,13 +226,6 @@ def fold(norm: Whiten, weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tens
     with torch.autocast(weight.device.type, enabled=False):
         weight, scale, rotation, bias = map(at_least_fp32, (weight, norm.weight, norm.rotation, norm.bias))
         return ((weight * scale) @ rotation.T).to(dtype).T, (weight @ bias).to(dtype)
-
-
-def plus(x: Tensor, opened: Tensor | None, y: Tensor, weight: Tensor) -> Tensor:
-    """x [N, D] + opened [D] (None: 1) times what weight [F, D] makes of y [N, F], in the dtype of x or a wider one."""
-    if opened is not None:
-        return torch.addcmul(x, opened, y.mm(weight))
-    return torch.addmm(x, y, weight) if x.dtype == y.dtype else x + y.mm(weight)
 
 
 def look(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

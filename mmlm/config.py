@@ -242,9 +242,9 @@ def fit_config(
 def key_heads(text: Any, own: int, heads: int) -> int:
     """Key and value heads for so many query heads: as many as the decoder has, if it has fewer of them than queries.
 
-    Else one for every four, or more where four do not divide them: four fifths of what a tile costs are keys and values,
-    and with a quarter of them attention is hardly the worse (Ainslie et al. 2023, arXiv:2305.13245; docs/findings.md
-    has runs of ours).
+    Else one for every four, or for fewer where four do not divide them: four fifths of what a tile costs are keys and
+    values, and with a quarter of them attention is hardly the worse (Ainslie et al. 2023, arXiv:2305.13245;
+    docs/findings.md has short runs of ours, which saw no cost).
 
     Args:
         own: query heads of the decoder.
