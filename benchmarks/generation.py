@@ -30,6 +30,7 @@ import timm
 import torch
 import transformers
 from PIL import Image
+from routing import draw_lots
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     LlamaConfig,
@@ -62,9 +63,11 @@ def small_llama() -> PreTrainedModel:
 
 
 def plain_mixtral() -> PreTrainedModel:
-    """16 experts of which a token takes 2, random, as transformers runs them."""
+    """16 experts of which a token takes 2, random, as transformers runs them; which ones, lots decide."""
     experts = {"num_local_experts": 16, "num_experts_per_tok": 2}
-    return MixtralForCausalLM(MixtralConfig(**SMALL, intermediate_size=1792, **experts))
+    decoder = MixtralForCausalLM(MixtralConfig(**SMALL, intermediate_size=1792, **experts))
+    draw_lots(decoder)
+    return decoder
 
 
 def small_mixtral() -> PreTrainedModel:
@@ -87,7 +90,9 @@ def mixtral_1b() -> PreTrainedModel:
     experts = {"num_local_experts": 16, "num_experts_per_tok": 2}
     with fast_device():
         config = MixtralConfig(**SMALL | large, intermediate_size=5632, **experts)
-        return MixtralForCausalLM._from_config(config, dtype=torch.bfloat16)
+        decoder = MixtralForCausalLM._from_config(config, dtype=torch.bfloat16)
+    draw_lots(decoder)
+    return decoder
 
 
 BUILT = {"small-llama": small_llama, "small-mixtral": small_mixtral, "llama-1b": llama_1b, "mixtral-1b": mixtral_1b}
@@ -116,7 +121,9 @@ def decoder_of(name: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokeni
             decoder.to(getattr(torch, dtype))
         return decoder.eval(), byte_tokenizer()
     how = {} if dtype == "auto" else {"dtype": getattr(torch, dtype)}
-    return zoo.load_default_decoder(**how) if name == zoo.DECODER else load_decoder(name, **how)
+    decoder, tokenizer = zoo.load_default_decoder(**how) if name == zoo.DECODER else load_decoder(name, **how)
+    draw_lots(decoder)
+    return decoder, tokenizer
 
 
 # -- contenders -------------------------------------------------------------------------------------------------------

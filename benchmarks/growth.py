@@ -42,6 +42,7 @@ from generation import SMALL, byte_tokenizer, machine, open_gates, seconds
 from page import DOCS, table, write
 from peers import rise
 from PIL import Image
+from routing import draw_lots
 from training import step_of
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
@@ -98,6 +99,7 @@ class Point:
         eyes = {"embed_dim": MEDIA, "depth": 3, "num_heads": 8, "img_size": 512}
         vision = timm.create_model("vit_tiny_patch16_224", features_only=True, **eyes)
         decoder = MixtralForCausalLM(self.config).to(fast_device())
+        draw_lots(decoder)
         model = MultimodalLM.from_parts(decoder, vision, tokenizer=byte_tokenizer(), **self.adapter).train()
         open_gates(model)
         return model
