@@ -1,6 +1,7 @@
 """Padded experts are transformers' own, and do not depend on who else is routed where."""
 
 import copy
+from functools import cache
 
 import pytest
 import torch
@@ -21,11 +22,16 @@ def experts(tiny_decoder):
 
 @pytest.fixture(scope="module")
 def wide(tiny_decoder):
-    """The experts of one layer as wide as SmolLM2's, by dtype."""
-    decoder = tiny_decoder(hidden_size=576, intermediate_size=1536, num_attention_heads=9, num_hidden_layers=1)
-    return {
-        dtype: copy.deepcopy(decoder).to(dtype).model.layers[0].mlp.experts for dtype in (torch.float32, torch.bfloat16)
-    }
+    """The experts of one layer of a width and dtype: SmolLM2's, and one MKL sums in parts above 56 and 128."""
+
+    @cache
+    def build(dtype, width, inner):
+        decoder = tiny_decoder(
+            hidden_size=width, intermediate_size=inner, num_attention_heads=width // 64, num_hidden_layers=1
+        )
+        return decoder.to(dtype).model.layers[0].mlp.experts
+
+    return build
 
 
 def run(experts, implementation, *args):
@@ -67,6 +73,20 @@ def test_padded_experts_send_back_the_same_gradients(experts, drawn):
     assert all(p.grad is None for p in experts.parameters())
 
 
+@given(routings())
+@settings(max_examples=15)
+def test_experts_that_are_trained_get_the_eager_ones_gradients(experts, drawn):
+    """As with LoRA on them. A padding row adds nothing."""
+    hidden, index, weights = drawn
+    grads = []
+    for implementation in (NAME, "eager"):
+        trained = copy.deepcopy(experts).requires_grad_()
+        run(trained, implementation, hidden, index, weights).square().sum().backward()
+        grads.append([trained.gate_up_proj.grad, trained.down_proj.grad])
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-2, rtol=1e-3)
+
+
 @given(routings(), st.integers(0, 2**16))
 @settings(max_examples=40)
 def test_what_a_token_gets_does_not_depend_on_the_others(experts, drawn, seed):
@@ -80,18 +100,32 @@ def test_what_a_token_gets_does_not_depend_on_the_others(experts, drawn, seed):
     assert torch.equal(one[keep], two[keep])
 
 
+@pytest.mark.parametrize("widths", [(576, 1536), (512, 1024)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("tokens", [1, 2, 3, 5, 8, 16, 31, 64, 65, 150, 400, 800])
-def test_it_does_not_depend_on_how_many_go_the_same_way(tokens, dtype, wide):
-    """At SmolLM2's widths: oneDNN's products of narrow matrices give the same bits however many rows there are."""
-    experts = wide[dtype]
-    hidden = torch.randn(tokens, 576, generator=torch.Generator().manual_seed(0)).to(dtype)
+def test_it_does_not_depend_on_how_many_go_the_same_way(tokens, dtype, widths, wide):
+    """At widths of real decoders: products of narrow matrices have the same bits however many rows there are."""
+    experts = wide(dtype, *widths)
+    hidden = torch.randn(tokens, widths[0], generator=torch.Generator().manual_seed(0)).to(dtype)
     index, weights = torch.tensor([[0, 1]]).repeat(tokens, 1), torch.full((tokens, 2), 0.5).to(dtype)
     with torch.no_grad():
-        together = run(experts, NAME, hidden, index, weights)[:1]
-        for same in {1, tokens // 2, tokens - 1} - {0}:  # the others go another way
+        together = run(experts, NAME, hidden, index, weights)
+        for same in {1, tokens // 3, tokens // 2, tokens - 1} - {0}:  # the others go another way
             parted = torch.where((torch.arange(tokens) < same)[:, None], index, index + 2)
-            assert run(experts, NAME, hidden, parted, weights)[:1].equal(together), same
+            assert run(experts, NAME, hidden, parted, weights)[:same].equal(together[:same]), same
+
+
+@pytest.mark.parametrize(("dtype", "inner"), [(torch.float64, 96), (torch.bfloat16, 92), (torch.float32, 90)])
+def test_numbers_that_grouped_mm_does_not_take(dtype, inner, tiny_decoder):
+    experts = tiny_decoder(intermediate_size=inner, num_hidden_layers=1).to(dtype).model.layers[0].mlp.experts
+    random = torch.Generator().manual_seed(0)
+    hidden, weights = torch.randn(70, 64, generator=random).to(dtype), torch.rand(70, 2, generator=random).to(dtype)
+    index = torch.stack([torch.randperm(4, generator=random)[:2] for _ in hidden])
+    with torch.no_grad():
+        padded, eager = (run(experts, name, hidden, index, weights) for name in (NAME, "eager"))
+        mixed = torch.where((torch.arange(70) < 30)[:, None], index, torch.tensor([0, 1]))
+        assert run(experts, NAME, hidden, mixed, weights)[:30].equal(padded[:30])
+    torch.testing.assert_close(padded, eager, atol=1e-2 if dtype == torch.bfloat16 else 1e-4, rtol=2e-2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
