@@ -4,8 +4,7 @@ How a product is summed depends on how many tokens are in it; their number is th
 all the same bits, which a probe finds out. In fp32 the tokens are the product's rows or its columns, which have other
 bits: on a 2-core Xeon rows are the faster up to 8 and from 64 on, columns between them (310 us instead of 460 for 32
 tokens and [2048, 512]). In 16 bits oneDNN compiles a kernel for every shape, which takes 10 ms where the product takes
-one: there are few. Where each step sent experts other numbers of tokens it took 0.25 to 0.4 of the time that transformers'
-own experts take.
+one: there are few. Steps that sent experts other numbers of tokens each time took 0.25 to 0.4 of transformers' own.
 
 E matrices, S tokens of all of them.
 """
