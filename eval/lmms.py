@@ -5,6 +5,7 @@ This is the only module that imports lmms_eval, which is no dependency: whoever 
 """
 
 import json
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -141,17 +142,17 @@ class Mmlm(lmms):
 
     # -- what a request asks: the two interfaces have it in other places ----------------------------------------------
 
+    @abstractmethod
     def messages(self, request: Instance) -> list[Message]:
         """The chat that is to be continued; of several rounds the first."""
-        raise NotImplementedError
 
+    @abstractmethod
     def settings(self, request: Instance) -> dict[str, Any]:
         """The task's generation settings."""
-        raise NotImplementedError
 
+    @abstractmethod
     def next_round(self, request: Instance, said: list[str], info: Any) -> Round:
         """What is asked after what was said."""
-        raise NotImplementedError
 
 
 class MmlmChat(Mmlm):

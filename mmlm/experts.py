@@ -1,12 +1,14 @@
 """Experts for CPUs: as fast as transformers' own, and what a token gets does not depend on where others are sent.
 
-transformers' `grouped_mm` gives an expert's product the tokens that a router sends it. A product's last bits depend on
-how many they are, and so on all other tokens. Here they are padded to a number, or parted into several, whose products
-have the same bits: `mmlm/grouped.py` knows which. Which are used follows from the number of tokens alone.
+transformers' `grouped_mm` gives an expert's product all tokens that a router sends to it. The last bits of a product
+depend on how many they are, and so on all other tokens. Here each expert's tokens are padded to an allowed number, and
+too many are split into several groups. Products of all allowed numbers give a token the same bits (`mmlm/grouped.py`);
+which numbers are allowed follows from how many tokens there are in all.
 
-N tokens, k experts of each, E experts; S tokens of all experts, with padding; D width.
+N tokens, k experts of each, E experts; S tokens of all experts, with padding; D width, I inner width.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -21,6 +23,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from mmlm.grouped import Way, product, way_of
 
 NAME = "padded_mm"
+GRAIN, VECTOR = 2**15, 32  # numbers that torch gives a thread at the least, and computes at once (two of AVX-512)
 
 
 class Experts(Protocol):
@@ -50,54 +53,78 @@ def padded_experts(self: Experts, hidden: Tensor, top_k_index: Tensor, top_k_wei
     if hidden.device.type != "cpu" or self._is_expert_parallel or torch.compiler.is_compiling():
         return ALL_EXPERTS_FUNCTIONS["grouped_mm"](self, hidden, top_k_index, top_k_weights)
     layers = Layers(self)
-    tokens, k = top_k_index.shape
-    if tokens == 1:  # as in generating: no order is to be found
-        chosen = torch.cat([layers.one(number, hidden) for number in top_k_index[0].tolist()])
+    (tokens, k), width = top_k_index.shape, hidden.shape[-1]
+    if tokens == 1 and not torch.is_autocast_enabled("cpu"):  # as in generating: there is nothing to put in order
+        chosen = torch.cat([layers.one(expert, hidden) for expert in top_k_index[0].tolist()])
         return (chosen * top_k_weights.T).sum(0, keepdim=True).to(hidden.dtype)
     way = way_of(tokens * k / self.num_experts, layers.weights)
-    groups = Groups(top_k_index, self.num_experts, way)
+    groups = Groups(top_k_index, self.num_experts, way, layers.inner)
     turns = [layers(x, ends, way) for x, ends in groups.turns(Spread.apply(hidden, groups.tokens, groups.rows))]
-    chosen = Gather.apply(torch.cat(turns) if len(turns) > 1 else turns[0], groups.rows).view(tokens, k, -1)
+    chosen = Gather.apply(torch.cat(turns) if len(turns) > 1 else turns[0], groups.rows).view(tokens, k, width)
     return (chosen * top_k_weights[..., None]).sum(1).to(hidden.dtype)
 
 
 class Groups:
-    """The rows of each expert, one for each of its tokens, and padding. Those of more than `way.most` take turns.
+    """Where the tokens of each expert stand among S rows, with padding behind them.
+
+    More tokens of an expert than `way.most` are split over several turns, which are products of their own. Behind the
+    last expert of a turn there may be rows of nobody, see `shared_evenly`.
 
     Attributes:
-        tokens: [S] whose states a row gets; a padding row gets those of token 0.
+        tokens: [S] whose states each row gets.
         rows: [N * k] of each token, one for each of its experts.
-        ends: [turns, E] the row behind an expert's last.
+        ends: [turns, E] the row behind an expert's last, counted from the first of the turn.
     """
 
-    def __init__(self, index: Tensor, experts: int, way: Way) -> None:
-        number, k = index.shape
-        group = index.reshape(-1).numpy()  # by NumPy, as its calls are shorter: half the time for 8 tokens
-        order = group.argsort(kind="stable")
-        group = group[order]
-        counts = np.bincount(group, minlength=experts)
-        rank = np.arange(len(group)) - (counts.cumsum() - counts)[group]  # among its expert's tokens
-        turns = 1
-        if number > way.most:
-            its_turns = np.maximum(counts - 1, 0) // way.most + 1
-            turns = its_turns.max()
-            size = (-(-counts // its_turns))[group]  # the same in all of them: 66 and 66, not 128 and 4
-            group, rank = group + rank // size * experts, rank % size
-            counts = np.bincount(group, minlength=turns * experts)
-        sizes = np.where(counts > 0, np.maximum(-(-counts // way.step) * way.step, way.least), 0)
-        ends = sizes.cumsum()
-        rows = np.empty_like(order)
-        rows[order] = places = rank + (ends - sizes)[group]
-        tokens = np.zeros(ends[-1], dtype=order.dtype)
-        tokens[places] = order // k
-        self.rows, self.tokens = torch.from_numpy(rows), torch.from_numpy(tokens)
-        self.ends = torch.from_numpy(ends.astype(np.int32)).view(turns, experts)
+    def __init__(self, index: Tensor, experts: int, way: Way, inner: int) -> None:
+        k = index.shape[1]
+        expert = index.reshape(-1).numpy()  # by NumPy, as its calls are shorter: half the time for 8 tokens
+        order = expert.argsort(kind="stable")
+        expert = expert[order]
+        counts = np.bincount(expert, minlength=experts)
+        rank = np.arange(len(order)) - (counts.cumsum() - counts)[expert]  # among its expert's tokens
+        its_turns = np.maximum(-(-counts // way.most), 1)
+        turns = its_turns.max()
+        if turns > 1:
+            size = (-(-counts // its_turns))[expert]  # the same in all of them: 66 and 66, not 128 and 4
+            turn, rank = rank // size, rank % size
+            counts = np.bincount(turn * experts + expert, minlength=turns * experts)
+        else:
+            turn = 0
+        sizes = np.zeros((turns, experts + 1), dtype=np.int64)  # the last has the rows of nobody
+        counts = counts.reshape(turns, experts)
+        sizes[:, :-1] = np.where(counts > 0, np.maximum(-(-counts // way.step) * way.step, way.least), 0)
+        sizes[:, -1] = [shared_evenly(rows, inner) - rows for rows in sizes.sum(1).tolist()]
+        group = turn * (experts + 1) + expert
+        rows = (sizes.cumsum() - sizes.ravel())[group] + rank
+        first = np.zeros(sizes.size, dtype=order.dtype)
+        first[group[::-1]] = order[::-1]  # the first of a group comes last
+        tokens = first.repeat(sizes.ravel())  # padding: an expert's own token, which it can take
+        tokens[rows] = order
+        back = np.empty_like(order)
+        back[order] = rows
+        self.tokens, self.rows = torch.from_numpy(tokens // k), torch.from_numpy(back)
+        self.ends = torch.from_numpy(sizes[:, :-1].cumsum(1, dtype=np.int32))
+        self.sizes = sizes.sum(1).tolist()
 
     def turns(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Of rows [S, D] those of each turn, and where among them each expert's end, [E]."""
-        starts = [0, *self.ends[:-1, -1].tolist()]
-        ends = [its - start if start else its for its, start in zip(self.ends, starts, strict=True)]
-        return list(zip(x.tensor_split(starts[1:]), ends, strict=True))
+        """Of rows [S, D] those of each turn, and its ends [E]."""
+        return list(zip(x.split(self.sizes), self.ends, strict=True))
+
+
+def shared_evenly(rows: int, inner: int) -> int:
+    """As many rows, or a few more, so that each thread's share of an activation [rows, I] is whole rows and vectors.
+
+    torch computes what is left over of a vector by other code than vectors, which rounds otherwise, and gives a thread
+    every so many numbers, wherever that is in a row: all threads take part in gelu, in others each has `GRAIN` numbers.
+    """
+    threads = torch.get_num_threads()
+    while True:
+        shares = math.lcm(threads, min(threads, -(-rows * inner // GRAIN))) if rows * inner > GRAIN // 2 else 1
+        unit = shares * (VECTOR // math.gcd(VECTOR, inner))
+        if rows % unit == 0:
+            return rows
+        rows = -(-rows // unit) * unit
 
 
 class Spread(Function):
@@ -112,7 +139,8 @@ class Spread(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (rows,) = ctx.saved_tensors
-        return grad.index_select(0, rows).view(ctx.number, -1, grad.shape[-1]).sum(1), None, None
+        k = len(rows) // max(1, ctx.number)
+        return grad.index_select(0, rows).view(ctx.number, k, grad.shape[-1]).sum(1), None, None
 
 
 class Gather(Function):
@@ -141,9 +169,11 @@ class Layers:
         self.weights = weights if experts.is_transposed else [weight.transpose(1, 2) for weight in weights]
         self.biases = [getattr(experts, f"{name}_bias") for name in names] if experts.has_bias else None
 
+        self.inner = self.weights[1].shape[1]
+
     def __call__(self, x: Tensor, ends: Tensor, way: Way) -> Tensor:
         """What the experts make of their rows: x [S, D], ends [E] -> [S, D]."""
-        expert = torch.bucketize(torch.arange(len(x)), ends, right=True) if self.biases else None
+        expert = torch.bucketize(torch.arange(len(x), device=x.device), ends, right=True) if self.biases else None
 
         def layer(number: int, x: Tensor) -> Tensor:
             y = product(x.to(self.weights[number].dtype), self.weights[number], ends, way.columns)
@@ -155,7 +185,8 @@ class Layers:
         """What one expert makes of a token: [1, D] -> [1, D]."""
 
         def layer(number: int, x: Tensor) -> Tensor:
-            return linear(x, self.weights[number][expert].T, self.biases[number][expert] if self.biases else None)
+            weight = self.weights[number][expert]
+            return linear(x.to(weight.dtype), weight.T, self.biases[number][expert] if self.biases else None)
 
         return self.through(layer, x)
 

@@ -21,11 +21,11 @@ SPREAD = 1.5  # a group is seldom larger than so many times the average
 
 
 class Way(NamedTuple):
-    """How products are taken."""
+    """Which products are allowed: (False, 64, 16, 192) are those of 64, 80, 96 ... 192 tokens, as rows."""
 
-    columns: bool  # are the tokens columns, or rows?
-    least: int  # of how many tokens
-    step: int  # more by so many each
+    columns: bool
+    least: int
+    step: int
     most: int
 
 
@@ -35,16 +35,16 @@ WAYS = {  # the first in which most groups are one product, else the last
     torch.bfloat16: SIXTEEN_BITS,
     torch.float16: SIXTEEN_BITS,
 }
-OTHERS = (Way(False, 64, 64, 64),)  # that `grouped_mm` does not take
+OTHERS = (Way(False, 64, 64, 64),)  # for dtypes and widths that `grouped_mm` does not take
 
 
 def way_of(average: float, weights: list[Tensor]) -> Way:
-    """How products of groups of so many tokens, on average, are taken with each of the weights [E, in, out]."""
+    """Which products are allowed with each of the weights [E, in, out], where groups have so many tokens on average."""
     ways = WAYS[weights[0].dtype] if all(map(fits, weights)) else OTHERS
-    threads = torch.get_num_threads()
+    kinds = [(weight.size(1), weight.size(2), weight.stride(2) == 1, weight.dtype) for weight in weights]
+    state = torch.get_num_threads(), torch.get_float32_matmul_precision()
     for way in ways:
-        kinds = [(weight.size(1), weight.size(2), weight.stride(2) == 1, weight.dtype) for weight in weights]
-        most = min(alike(way, *kind, threads) for kind in kinds)
+        most = min(alike(way, *kind, *state) for kind in kinds)
         if average * SPREAD <= most:
             break
     return way._replace(most=most)
@@ -56,51 +56,71 @@ def fits(weight: Tensor) -> bool:
 
 
 def product(x: Tensor, weight: Tensor, ends: Tensor, columns: bool) -> Tensor:
-    """x [S, in], weight [E, in, out], the last token of each group before ends [E] -> [S, out]."""
-    if not fits(weight):
-        parts = x.tensor_split(ends[:-1].tolist())
-        return torch.cat([part @ its for part, its in zip(parts, weight, strict=True)])
-    return Columns.apply(x, weight, ends) if columns else grouped_mm(x, weight, offs=ends)
+    """x [S, in], weight [E, in, out], the token behind each group's last ends [E] -> [S, out], 0 behind all groups."""
+    if fits(weight):
+        return Product.apply(x, weight, ends, columns)
+    *parts, rest = x.tensor_split(ends.tolist())
+    made = [part @ its for part, its in zip(parts, weight, strict=True)]
+    return torch.cat([*made, rest.new_zeros(len(rest), weight.shape[2])])
 
 
-class Columns(Function):
-    """`product` with the tokens as columns. In its backward they are rows, which are the faster there."""
+class Product(Function):
+    """By `grouped_mm`, which has no gradient of tokens as columns. In backward they are rows: the faster there."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, ends: Tensor, columns: bool) -> Tensor:
         ctx.save_for_backward(x if weight.requires_grad else None, weight, ends)
-        return grouped_mm(weight.transpose(1, 2), x.T, offs=ends).T.contiguous()
+        if columns:
+            y = grouped_mm(weight.transpose(1, 2), x.T, offs=ends).T.contiguous()
+        else:
+            y = grouped_mm(x, weight, offs=ends)
+        return zeroed(y, ends)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, ends = ctx.saved_tensors
-        of_x = grouped_mm(grad, weight.transpose(1, 2), offs=ends) if ctx.needs_input_grad[0] else None
-        of_weight = grouped_mm(x.T, grad, offs=ends) if ctx.needs_input_grad[1] else None
-        return of_x, of_weight, None
+        of_x = of_weight = None
+        if ctx.needs_input_grad[0]:
+            of_x = zeroed(grouped_mm(grad, weight.transpose(1, 2), offs=ends), ends)
+        if ctx.needs_input_grad[1]:
+            of_weight = grouped_mm(x.T, grad, offs=ends)
+        return of_x, of_weight, None, None
+
+
+def zeroed(y: Tensor, ends: Tensor) -> Tensor:
+    """With zeros behind all groups, where `grouped_mm` leaves what was in memory."""
+    last = int(ends[-1])
+    if last < len(y):
+        y[last:] = 0
+    return y
 
 
 @cache
 @torch.no_grad()
-def alike(way: Way, inputs: int, outputs: int, outputs_last: bool, dtype: torch.dtype, threads: int) -> int:
+def alike(
+    way: Way, inputs: int, outputs: int, outputs_last: bool, dtype: torch.dtype, threads: int, precision: str
+) -> int:
     """How many tokens, `way.most` at the most, have in a product the bits that they have among `way.least`.
 
-    The numbers cancel each other out: only rounding is left, which shows in nearly all results how they were summed.
-    Of others most would round to the same 16 bits either way.
+    The numbers of each sum cancel each other out: only rounding is left, which shows how they were summed. With
+    ordinary numbers, most results of 16 bits would round to the same value and hide it. A few copies of one weight are
+    made for it.
 
     Args:
         outputs_last: lie a weight's outputs side by side, not its inputs?
-        threads: that torch multiplies with.
+        threads, precision: that torch multiplies with now.
     """
-    draws = torch.Generator("cpu").manual_seed(0)
-    half, order = inputs // 2, torch.randperm(inputs, generator=draws)
-    weight = torch.randn(half, outputs, generator=draws, device="cpu", dtype=dtype)
-    weight = torch.cat([weight, -weight, weight.new_zeros(inputs % 2, outputs)])[order]
-    weight = weight if outputs_last else weight.T.contiguous().T
-    x = 256 * torch.randn(way.most, half, generator=draws, device="cpu", dtype=dtype)
-    x = torch.cat([x, x, x.new_zeros(way.most, inputs % 2)], 1)[:, order]
+    with torch.device("cpu"):
+        draws = torch.Generator().manual_seed(0)
+        half, order = inputs // 2, torch.randperm(inputs, generator=draws)
+        weight = torch.randn(half, outputs, generator=draws, dtype=dtype)
+        weight = torch.cat([weight, -weight, weight.new_zeros(inputs % 2, outputs)])[order]
+        weight = weight if outputs_last else weight.T.contiguous().T
+        x = 256 * torch.randn(way.most, half, generator=draws, dtype=dtype)
+        x = torch.cat([x, x, x.new_zeros(way.most, inputs % 2)], 1)[:, order]
 
     def made(x: Tensor) -> Tensor:
-        return product(x, weight[None], torch.tensor([len(x)], dtype=torch.int32), way.columns)
+        return product(x, weight[None], torch.tensor([len(x)], dtype=torch.int32, device="cpu"), way.columns)
 
     few = torch.cat([made(x[first : first + way.least]) for first in range(0, way.most, way.least)])
     size = way.least

@@ -5,6 +5,7 @@ come in other company, ends with the same bytes as one that was not, a text is c
 from the text alone.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -18,7 +19,7 @@ TOKENS = 768
 ROOM = 2**31  # bytes of all results that are kept
 
 
-class Kept:
+class Kept(ABC):
     """Results by text. A subclass says how a chunk of texts is computed.
 
     Args:
@@ -30,9 +31,9 @@ class Kept:
         self.kept: dict[Parts, Tensor] = {}  # the oldest first
         self.bytes = 0
 
+    @abstractmethod
     def compute(self, texts: Sequence[Parts], widths: Sequence[int]) -> Iterable[Tensor]:
         """The result of each text; each part is to be padded to its width."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def __call__(self, texts: Sequence[Parts]) -> list[Tensor]:

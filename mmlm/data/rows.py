@@ -1,5 +1,6 @@
 """Rows: a data set as a sequence of samples, each read when it is asked for."""
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -23,13 +24,13 @@ class Rows(Sequence[Sample]):
         self.format = format
         """As `open_data` calls it."""
 
+    @abstractmethod
     def read(self, number: int) -> Sample:
         """Row `number`, from 0. ValueError or OSError, without its place, if it is broken."""
-        raise NotImplementedError
 
+    @abstractmethod
     def place(self, number: int) -> str:
         """Where row `number` is, for people: "pairs.jsonl, line 7"."""
-        raise NotImplementedError
 
     def __getitem__(self, index: Any) -> Any:
         if not isinstance(index, int):

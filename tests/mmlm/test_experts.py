@@ -1,15 +1,19 @@
 """Padded experts are transformers' own, and do not depend on who else is routed where."""
 
 import copy
-from functools import cache
+from functools import cache, partial
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
+from torch.nn.functional import gelu
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from mmlm.experts import NAME, use_padded_experts
+from mmlm.experts import NAME, padded_experts, use_padded_experts
+from mmlm.grouped import alike
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +117,112 @@ def test_it_does_not_depend_on_how_many_go_the_same_way(tokens, dtype, widths, w
         for same in {1, tokens // 3, tokens // 2, tokens - 1} - {0}:  # the others go another way
             parted = torch.where((torch.arange(tokens) < same)[:, None], index, index + 2)
             assert run(experts, NAME, hidden, parted, weights)[:same].equal(together[:same]), same
+
+
+class Ungated(nn.Module):
+    """Experts with no gate, 4 of 64 -> inner -> 64. Of gelu torch has other bits where it computes no vectors."""
+
+    num_experts, has_gate, has_bias, has_post_expert_norm = 4, False, False, False
+    is_transposed = _is_expert_parallel = False
+    act_fn = staticmethod(partial(gelu, approximate="tanh"))
+
+    def __init__(self, inner):
+        super().__init__()
+        random = torch.Generator().manual_seed(0)
+        self.up_proj = nn.Parameter(torch.randn(4, inner, 64, generator=random) / 8, requires_grad=False)
+        self.down_proj = nn.Parameter(torch.randn(4, 64, inner, generator=random) / 8, requires_grad=False)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+@pytest.mark.parametrize("inner", [96, 36])
+@pytest.mark.parametrize("tokens", [3, 41, 1000])
+def test_activations_do_not_depend_on_the_others_either(tokens, inner, threads):
+    """torch gives each thread so many numbers, and computes the last few of them by other code."""
+    experts, before = Ungated(inner), torch.get_num_threads()
+    random = torch.Generator().manual_seed(tokens)
+    hidden, weights = torch.randn(tokens, 64, generator=random), torch.rand(tokens, 2, generator=random)
+    keep = torch.rand(tokens, generator=random) < 0.3
+    keep[0] = True
+    index = torch.stack([torch.randperm(4, generator=random)[:2] for _ in hidden])
+    torch.set_num_threads(threads)
+    try:
+        made = []
+        for _ in range(12):
+            others = torch.stack([torch.randperm(4, generator=random)[:2] for _ in hidden])
+            made.append(padded_experts(experts, hidden, torch.where(keep[:, None], index, others), weights)[keep])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(made[0], its) for its in made[1:])
+
+
+def test_an_expert_that_is_chosen_twice(wide):
+    """As a router of hashes may do it: its group has more rows than there are tokens."""
+    experts = wide(torch.float32, 512, 1024)
+    hidden, weights = torch.randn(14, 512, generator=torch.Generator().manual_seed(0)), torch.full((14, 4), 0.25)
+    index = torch.zeros(14, 4, dtype=torch.int64)
+    other = torch.where((torch.arange(14) < 1)[:, None], index, torch.arange(4))
+    with torch.no_grad():
+        assert run(experts, NAME, hidden, index, weights)[0].equal(run(experts, NAME, hidden, other, weights)[0])
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 5])
+def test_few_tokens_of_other_dtypes(tokens, wide):
+    """No token at all, states that are wider than the weights, indices of 32 bits."""
+    experts = wide(torch.bfloat16, 576, 1536)
+    random = torch.Generator().manual_seed(0)
+    hidden = torch.randn(tokens, 576, generator=random, requires_grad=True)
+    index = torch.rand(tokens, 4, generator=random).topk(2).indices.to(torch.int32)
+    weights = torch.rand(tokens, 2, generator=random)
+    made = run(experts, NAME, hidden, index, weights)
+    assert made.shape == hidden.shape and made.dtype == hidden.dtype
+    made.sum().backward()
+    narrow = run(experts, "grouped_mm", hidden.detach().bfloat16(), index.long(), weights).float()
+    torch.testing.assert_close(made, narrow, atol=0.02, rtol=0.02)
+
+
+class Products(TorchDispatchMode):
+    """Counts the calls of `grouped_mm`."""
+
+    calls = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls += func is torch.ops.aten._grouped_mm.default
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("tokens", [2, 8, 60])
+def test_of_frozen_weights_no_gradient_is_computed(tokens, trained, wide):
+    """In backward one product of each of both layers; of trained weights one more."""
+    experts = copy.deepcopy(wide(torch.float32, 576, 1536)).requires_grad_(trained)
+    hidden = torch.randn(tokens, 576, requires_grad=True)
+    index = torch.rand(tokens, 4).topk(2).indices
+    with Products() as forward:
+        made = run(experts, NAME, hidden, index, torch.ones(tokens, 2))
+    with Products() as backward:
+        made.sum().backward()
+    assert forward.calls and backward.calls == forward.calls * (2 if trained else 1)
+
+
+def test_padding_has_nothing_that_an_expert_was_not_sent():
+    """Or in fp16 a token that is large for it would make its weights' gradients NaN."""
+    experts = Ungated(96).half().requires_grad_()
+    hidden = torch.full((4, 64), 0.5).half()
+    hidden[0] = 2e4
+    experts.up_proj.data[1] = 30
+    padded_experts(experts, hidden, torch.tensor([[0], [1], [1], [1]]), torch.ones(4, 1)).float().sum().backward()
+    assert experts.down_proj.grad[1].isfinite().all() and experts.up_proj.grad[1].isfinite().all()
+
+
+def test_the_default_device_is_nothing_to_experts_of_a_cpu(wide):
+    """As where a model of another device is made meanwhile."""
+    experts = wide(torch.float32, 576, 1536)
+    drawn = torch.randn(9, 576), torch.tensor([[0, 1]]).repeat(9, 1), torch.full((9, 2), 0.5)
+    with torch.no_grad():
+        expected = run(experts, NAME, *drawn)
+        alike.cache_clear()
+        with torch.device("meta"):
+            assert run(experts, NAME, *drawn).equal(expected)
 
 
 @pytest.mark.parametrize(("dtype", "inner"), [(torch.float64, 96), (torch.bfloat16, 92), (torch.float32, 90)])

@@ -53,7 +53,7 @@ def test_a_product_and_its_gradients_are_those_of_each_group(dtype, way, outputs
 @settings(max_examples=5, deadline=None)
 def test_the_bits_of_a_token_are_those_it_has_among_the_least(dtype, way, inputs, outputs, data):
     """Wherever it is in a group, wherever the group is."""
-    most = alike(way, inputs, outputs, False, dtype, torch.get_num_threads())
+    most = alike(way, inputs, outputs, False, dtype, torch.get_num_threads(), torch.get_float32_matmul_precision())
     sizes = data.draw(groups(way._replace(most=most)))
     x, weight, ends = drawn(sizes, inputs, outputs, dtype)
     weight = weight[:1].expand(len(sizes), -1, -1)
