@@ -165,11 +165,10 @@ class Layers:
         self.experts = experts
         names = "gate_up_proj" if experts.has_gate else "up_proj", "down_proj"
         weights = [getattr(experts, name) for name in names]
-        # [E, in, out]
+        # each [E, in, out]
         self.weights = weights if experts.is_transposed else [weight.transpose(1, 2) for weight in weights]
-        self.biases = [getattr(experts, f"{name}_bias") for name in names] if experts.has_bias else None
-
         self.inner = self.weights[1].shape[1]
+        self.biases = [getattr(experts, f"{name}_bias") for name in names] if experts.has_bias else None
 
     def __call__(self, x: Tensor, ends: Tensor, way: Way) -> Tensor:
         """What the experts make of their rows: x [S, D], ends [E] -> [S, D]."""
@@ -191,6 +190,7 @@ class Layers:
         return self.through(layer, x)
 
     def through(self, layer: Callable[[int, Tensor], Tensor], x: Tensor) -> Tensor:
+        """Both layers, the first before the activation: layer(0 or 1, its inputs) -> its outputs."""
         inner = layer(0, x)
         inner = self.experts._apply_gate(inner) if self.experts.has_gate else self.experts.act_fn(inner)
         y = layer(1, inner)
