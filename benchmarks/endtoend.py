@@ -39,77 +39,25 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import numpy as np
 import timm
 import torch
+from captioned import make
 from contenders import CONTENDERS, EVERY, IGNORED, Peer, Work, count, idefics, mllama, open_flamingo, plain, step_of
-from encoding import draw_jpegs
 from generation import machine, spread
 from page import table, write
 from PIL import Image
-from timm.models import save_for_hf
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer
 
-from mmlm import zoo
 from mmlm.cli import ENVIRONMENT
-from mmlm.names import CAPTION_PROMPT
 from vision.pyramid import Pyramid
 from vision.tiles import TILE
 
 ROOT = Path(__file__).parents[1]
-PHOTO = 640, 480
 PEERS: dict[str, Callable[[Work], Peer]] = {"mllama": mllama, "idefics": idefics, "open_flamingo": open_flamingo}
 OURS = {"mmlm": ["--model.every", str(EVERY), "--model.start", "0"], "mmlm_last": []}
 LEVELS = Pyramid().overview
-WORDS = {
-    "det": "the a one another this some every no any each",
-    "adj": "small large old young wooden bright dark blue green yellow empty crowded quiet broken striped shining wet "
-    "distant narrow round tall heavy clean dusty painted folded sleeping hungry careful famous",
-    "noun": "cat dog horse bicycle train table kitchen street river mountain garden window child woman man player "
-    "crowd umbrella boat bridge pizza plate sandwich clock tower giraffe elephant beach wave surfboard snow jacket "
-    "helmet truck bus station mirror sink towel lamp book shelf computer keyboard phone bottle glass flower tree bird",
-    "verb": "holds watches carries follows pushes crosses touches faces passes covers leaves reaches shows finds keeps",
-    "link": "near behind under above beside inside across against between along beyond past",
-}
-
-
-# -- what all are given -----------------------------------------------------------------------------------------------
-
-
-def caption_of(number: int) -> str:
-    """5 to 40 words."""
-    drawn = random.Random(f"caption {number}")
-    kinds = ["det", "adj", "noun", "verb", "det", "adj", "noun", "link"]
-    return " ".join(drawn.choice(WORDS[kinds[place % 8]].split()) for place in range(drawn.randint(5, 40)))
-
-
-def make(folder: Path, pairs: int) -> None:
-    """Photographs with their captions, decoder with tokenizer, and encoder, in folders of these names."""
-    for name in ("pairs", "decoder", "encoder"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    captions = [caption_of(number) for number in range(pairs)]
-    for path, caption in zip(draw_jpegs(folder / "pairs", pairs, PHOTO), captions, strict=True):
-        path.with_suffix(".txt").write_text(f"{caption}\n", encoding="utf-8")
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    letters = pre_tokenizers.ByteLevel.alphabet()
-    core.train_from_iterator(
-        [*captions, *[CAPTION_PROMPT] * pairs],
-        trainers.BpeTrainer(vocab_size=4096, initial_alphabet=letters, special_tokens=["<end>"]),
-    )
-    PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<end>", pad_token="<end>").save_pretrained(
-        folder / "decoder"
-    )
-    plain(work_of(1)).cpu().save_pretrained(folder / "decoder")
-    torch.manual_seed(0)
-    save_for_hf(timm.create_model(zoo.TIMM), folder / "encoder")
-
-
-def work_of(width: int) -> Work:
-    """What peers are made for: media of so many channels."""
-    return Work("llama", torch.float32, rows=8, tokens=0, tiles=1, new=0, width=width)
 
 
 # -- peers ------------------------------------------------------------------------------------------------------------
@@ -131,6 +79,11 @@ class Pairs(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         image = Image.open(path).convert("RGB").resize((TILE, TILE), Image.Resampling.BICUBIC)
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div_(127.5).sub_(1)
         return pixels, torch.tensor([end, *said, end])
+
+
+def work_of(width: int) -> Work:
+    """What peers are made for: media of so many channels."""
+    return Work("llama", torch.float32, rows=8, tokens=0, tiles=1, new=0, width=width)
 
 
 def batch_of(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, ...]:
@@ -342,7 +295,7 @@ def main() -> None:
             taking.append(name)
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)
-        make(folder, args.pairs)
+        make(folder, args.pairs, plain(work_of(1)).cpu())
         order, rounds = random.Random(0), []
         for _ in range(args.rounds):
             found = {}

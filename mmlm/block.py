@@ -164,8 +164,9 @@ def is_plain(product: nn.Module) -> bool:
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Does something wait for its call?"""
-    return bool(module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"))
+    """Does something wait for its call, or for the gradients of it?"""
+    forward = module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook")
+    return bool(forward or module._backward_hooks or module._backward_pre_hooks)
 
 
 class Folded:

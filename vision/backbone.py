@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from vision.maps import fitting_side, read_maps, resize_network, takes_any_size
-from vision.networks import Network, built_network, timm_networks
+from vision.networks import OPEN_CLIP, Network, built_network, timm_networks
 from vision.tiles import TILE
 
 MODULE = "module/"  # begins the name of a backbone that was given built, and cannot be loaded by name
@@ -121,7 +121,7 @@ def load_backbone(vision: str | os.PathLike[str] | nn.Module, *, pretrained: boo
         found = built_network(vision)
         return fit([found], f"{MODULE}{found.kind}")
     name = os.fspath(vision)
-    if not name.startswith("open_clip:"):
+    if not name.startswith(OPEN_CLIP):
         return fit(timm_networks(name, pretrained), name)
     from vision.towers import clip_network  # here, since open_clip takes a second
 

@@ -15,6 +15,8 @@ from torch import nn
 from vision.maps import fitting_side, gives_maps
 from vision.tiles import TILE
 
+OPEN_CLIP = "open_clip:"  # begins the names of its models
+
 
 @dataclass(frozen=True)
 class Network:

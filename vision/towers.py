@@ -4,9 +4,8 @@ import os
 
 import open_clip
 
-from vision.networks import Network, built_network, did_you_mean, pruned
+from vision.networks import OPEN_CLIP, Network, built_network, did_you_mean, pruned
 
-PREFIX = "open_clip:"  # begins their names
 TEXT = {"layers": 1, "width": 8, "heads": 1, "vocab_size": 1, "context_length": 1}  # the least text tower there can be
 
 
@@ -18,10 +17,10 @@ def clip_network(name: str, pretrained: bool) -> Network:
 
     Raises ValueError for names that open_clip does not know, and for weights that cannot be had.
     """
-    model, _, tag = name.removeprefix(PREFIX).partition("/")
+    model, _, tag = name.removeprefix(OPEN_CLIP).partition("/")
     known, tags = open_clip.list_models(), open_clip.list_pretrained_tags_by_model(model)
     if elsewhere := ":" in model:
-        model, tag = name.removeprefix(PREFIX), ""
+        model, tag = name.removeprefix(OPEN_CLIP), ""
     elif model not in known:
         raise ValueError(
             f"vision={name!r}: open_clip has no model {model!r}{did_you_mean(model, known)}; name one, as "

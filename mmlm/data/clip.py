@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from mmlm.decoder import fast_device
-
-PREFIX = "open_clip:"  # begins their names
+from vision.networks import OPEN_CLIP
 
 
 class Clip:
@@ -25,10 +24,10 @@ class Clip:
     """
 
     def __init__(self, name: str) -> None:
-        model, _, tag = name.removeprefix(PREFIX).partition("/")
+        model, _, tag = name.removeprefix(OPEN_CLIP).partition("/")
         elsewhere = ":" in model
         if elsewhere:
-            model, tag = name.removeprefix(PREFIX), ""
+            model, tag = name.removeprefix(OPEN_CLIP), ""
         elif model not in open_clip.list_models():
             raise ValueError(f"{name}: open_clip has no model {model!r}; name one, as 'open_clip:ViT-B-32/openai'")
         elif not open_clip.is_pretrained_cfg(model, tag) and not os.path.isfile(tag):

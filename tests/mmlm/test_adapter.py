@@ -113,3 +113,17 @@ def test_what_waits_for_the_norm_of_features_is_called():
     norm, product = fitted(20)
     norm.register_forward_hook(lambda _, __, made: 0 * made)
     torch.testing.assert_close(whitened(torch.randn(200, 20), norm, product), product.bias.expand(200, -1))
+
+
+@pytest.mark.parametrize("register", ["register_full_backward_hook", "register_full_backward_pre_hook"])
+def test_what_waits_for_gradients_is_called(register, adapter):
+    """Of the norm of features, and of one product of several."""
+    norm, product = fitted(20)
+    calls = []
+    for waited in (norm, adapter.blocks[1].v):
+        getattr(waited, register)(lambda *_: calls.append(1))
+    whitened(torch.randn(200, 20, requires_grad=True), norm, product).sum().backward()
+    assert len(calls) == 1
+    media = torch.randn(5, adapter.blocks[0].k.in_features, requires_grad=True)
+    sum(v.sum() for _, v in adapter.keys_values(media)).backward()
+    assert len(calls) == 2
