@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
-from mmlm.block import GatedBlock, RMSNorm, Whiten, at_least_fp32, is_hooked, is_plain
+from mmlm.block import GatedBlock, RMSNorm, Whiten, at_least_fp32
 from mmlm.config import AdapterConfig
 from mmlm.decoder import gathered
 from mmlm.resampler import Resampler
+from mmlm.weights import is_hooked, is_plain
 from vision.pyramid import GRID
 
 IMAGES = 32  # images of a row that are told apart by their place in it; further ones have the last place together

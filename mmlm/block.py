@@ -8,7 +8,6 @@ B rows, T text tokens, S media embeddings of a row, D width of the decoder, M wi
 heads, G = H / K, d width of a head, F width inside the feed-forward.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,10 +15,11 @@ from torch import Tensor, nn
 from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
 from mmlm.config import AdapterConfig
+from mmlm.packed import Fixed
 from mmlm.rms import EPS, rms
+from mmlm.weights import State, is_plain
 
 SCORES = 2**18  # of a head, up to which they are made on a CPU in training; beyond it torch's fused kernel is faster
-SAMPLES = 1024  # values of each weight by which a change is noticed that torch does not count
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
@@ -156,19 +156,6 @@ class GatedBlock(nn.Module):
         return kept
 
 
-def is_plain(product: nn.Module) -> bool:
-    """Is it a product with its weight and no more? Not so with LoRA or hooks around it, or its weight elsewhere."""
-    whole = type(product) is nn.Linear and product.weight.shape == (product.out_features, product.in_features)
-    here = whole and type(product.weight) in (Tensor, nn.Parameter)  # quantized ones are of other types
-    return here and not is_hooked(product)
-
-
-def is_hooked(module: nn.Module) -> bool:
-    """Does something wait for its call, or for the gradients of it?"""
-    forward = module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook")
-    return bool(forward or module._backward_hooks or module._backward_pre_hooks)
-
-
 class Folded:
     """A block for calls without gradients: weights that follow each other, multiplied with each other beforehand.
 
@@ -181,23 +168,21 @@ class Folded:
         self.state, self.q_norm = state, at_least_fp32(block.q_norm.weight) * block.d**-0.5
         self.eps = torch.full_like(self.q_norm[:1], EPS)
         self.shift, self.ff_shift = (-at_least_fp32(norm.mean) for norm in (block.norm, block.ff_norm))
-        self.q, self.q_bias = fold(block.norm, block.q.weight, dtype)
+        self.q = fold(block.norm, block.q.weight, dtype)
         gate_up = torch.cat([block.gate.weight, block.up.weight])  # [2F, D]
-        self.gate_up, self.gate_up_bias = fold(block.ff_norm, gate_up, dtype)
-        self.o, self.down = (product.weight.detach().to(dtype).T for product in (block.o, block.down))
+        self.gate_up = fold(block.ff_norm, gate_up, dtype)
+        self.o, self.down = (Fixed(product.weight.detach().to(dtype)) for product in (block.o, block.down))
         self.opened, self.ff_opened = (torch.tanh(g) * block.scale for g in (block.attention_gate, block.ff_gate))
 
     def __call__(self, hidden: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sees: Tensor | None) -> Tensor:
         """As `GatedBlock.forward`, to rounding. Tokens that see nothing come out bit for bit as they went in."""
         B, T, D = hidden.shape
         x = at_least_fp32(hidden).reshape(-1, D)
-        q = torch.addmm(self.q_bias, to(torch.addcmul(self.shift, x, self.rms(x)), v.dtype), self.q)
-        q = q.view(B, T, -1, v.shape[-1])
+        q = self.q(to(torch.addcmul(self.shift, x, self.rms(x)), v.dtype)).view(B, T, -1, v.shape[-1])
         y = look(to(self.rms(q) * q * self.q_norm, v.dtype), k, v, mask).view(len(x), -1)
-        x = torch.addcmul(x, self.opened, y.mm(self.o))
-        inner = torch.addmm(self.gate_up_bias, to(torch.addcmul(self.ff_shift, x, self.rms(x)), v.dtype), self.gate_up)
-        gate, up = inner.chunk(2, 1)
-        x = torch.addcmul(x, self.ff_opened, (silu(gate) * up).mm(self.down))
+        x = torch.addcmul(x, self.opened, self.o(y))
+        gate, up = self.gate_up(to(torch.addcmul(self.ff_shift, x, self.rms(x)), v.dtype)).chunk(2, 1)
+        x = torch.addcmul(x, self.ff_opened, self.down(silu(gate) * up))
         x = to(x, hidden.dtype).view(hidden.shape)
         return x if sees is None else torch.where(sees[..., None], x, hidden)
 
@@ -207,26 +192,11 @@ class Folded:
         return torch.addcmul(self.eps, norm, norm, value=1 / x.shape[-1]).rsqrt_()
 
 
-class State:
-    """By what it is noticed that weights are no longer those that something was made of.
-
-    Where they lie, how often torch saw them written, and some of their values: writes through `.data` are not counted.
-    """
-
-    def __init__(self, weights: Sequence[Tensor], *more: Any) -> None:
-        writes = [0 if weight.is_inference() else weight._version for weight in weights]
-        self.counts = more, [(w.data_ptr(), w.dtype, w.device, n) for w, n in zip(weights, writes, strict=True)]
-        self.values = torch.cat([w.detach().flatten()[:: 1 + w.numel() // SAMPLES].float() for w in weights])
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, State) and self.counts == other.counts and torch.equal(self.values, other.values)
-
-
-def fold(norm: Whiten, weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """A weight [D, F] and a bias [F] that do what the rotation, scale and shift and then `weight` [F, D] do."""
+def fold(norm: Whiten, weight: Tensor, dtype: torch.dtype) -> Fixed:
+    """A product that does what the rotation, scale and shift and then that of `weight` [F, D] do."""
     with torch.autocast(weight.device.type, enabled=False):
         weight, scale, rotation, bias = map(at_least_fp32, (weight, norm.weight, norm.rotation, norm.bias))
-        return ((weight * scale) @ rotation.T).to(dtype).T, (weight @ bias).to(dtype)
+        return Fixed(((weight * scale) @ rotation.T).to(dtype), (weight @ bias).to(dtype))
 
 
 def look(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

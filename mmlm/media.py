@@ -140,7 +140,8 @@ class View:
         self.adapter, self.media, self.attend, self.dtype = adapter, media, attend, dtype
         self.gather, self.owner, self.index = batch["media_gather"], batch["media_owner"], batch["media_index"]
         shows = (self.owner >= 0).any(1)
-        self.rows = slice(None) if bool(shows.all()) else shows.nonzero()[:, 0].tolist()
+        self.all_see = bool(shows.all())
+        self.rows = slice(None) if self.all_see else shows.nonzero()[:, 0].tolist()
         self.gather, self.owner = self.gather[self.rows], self.owner[self.rows]
         if bool((self.gather == self.gather[:1]).all() & (self.owner == self.owner[:1]).all()):
             self.gather, self.owner = self.gather[:1], self.owner[:1]
@@ -224,7 +225,7 @@ class View:
             )
         folded = len(self.gather), -1, self.adapter.width  # copies and streams are so many more queries
         whole = hidden.to(self.media.device)
-        if self.rows == slice(None) and not self.first:
+        if self.all_see and not self.first:
             return self.gated(block, whole.reshape(folded)).view(hidden.shape).to(hidden.device)
         whole = whole.unflatten(0, (len(self.index), -1))  # [R, copies, T, D]
         part = self.rows, slice(None), slice(self.first, None)

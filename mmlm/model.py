@@ -29,7 +29,7 @@ from mmlm.config import AdapterConfig, fit_config
 from mmlm.decoder import find_layers, home
 from mmlm.media import EYES, KEYS, View, casting
 from mmlm.messages import Message, Text, is_one
-from mmlm.packed import pack_output, packing
+from mmlm.packed import Packing
 from mmlm.parts import Eyes, backbones_of, decoder_of, for_decoder, quantization_of, several
 from mmlm.pretrained import Pretrained
 from mmlm.processor import Processor
@@ -73,7 +73,7 @@ class MultimodalLM(Pretrained):
         self.processor = Processor(tokenizer, vision.pyramid, vision.detail, config.mark, ocr, config.ocr_tokens)
         layers = find_layers(decoder)
         self.splice = Splice(decoder, layers, config.layers)
-        pack_output(decoder)
+        self.packing = Packing(decoder, layers)
         self.trained = choose_trained(self, config)
         """Names of the parameters that are trained, and saved."""
         if not config.fingerprint and device.type != "meta":  # of a saved adapter it is known, and has been compared
@@ -297,7 +297,7 @@ class MultimodalLM(Pretrained):
             kwargs.setdefault("tokenizer", self.processor.tokenizer)
         assistant = kwargs.get("assistant_model")
         helped = drafting(self, assistant, kwargs) if isinstance(assistant, MultimodalLM) else nullcontext()
-        with helped, self.looking(kwargs), packing(self.splice.view is not None):
+        with helped, self.looking(kwargs), self.packing(self.splice.all_see):
             return self.decoder.generate(**kwargs)  # type: ignore[operator]  # of a mixin that subclasses have
 
     def stream(self, images: Any = None, prompt: Text = "", **kwargs: Any) -> Iterator[str]:

@@ -38,6 +38,11 @@ class Splice:
         """What is looked at now; None: nothing."""
         return (_VIEWS.get() or {}).get(id(self))
 
+    @property
+    def all_see(self) -> bool:
+        """Is an image shown in every row?"""
+        return self.view is not None and self.view.all_see
+
     @contextmanager
     def looking(self, view: View | None) -> Iterator[None]:
         """Within it the decoder sees what the view shows."""

@@ -42,7 +42,6 @@ def gradients(model, batch, compiled=None):
 @pytest.mark.parametrize(("recompute", "tokens"), [(True, "resampler")])  # the run below has neither
 def test_compiled_layers_give_the_same_gradients_whatever_the_shapes(recompute, model, cache, encoded):
     data, collate = encoded(6, 2), Collator(model, cache)
-    own = [module for module in model.modules() if "forward" in vars(module)]  # the packed output embedding
     if recompute:
         model.gradient_checkpointing_enable()
     compiled, graphs = Compiled(model, "aot_eager"), []
@@ -56,7 +55,7 @@ def test_compiled_layers_give_the_same_gradients_whatever_the_shapes(recompute, 
     assert 0 < graphs[2] == graphs[-1] < 15, "compiled again for another shape"
     assert not counters["graph_break"]
     model.gradient_checkpointing_disable()
-    assert [module for module in model.modules() if "forward" in vars(module)] == own
+    assert not any("forward" in vars(module) for module in model.modules())
 
 
 @pytest.mark.slow

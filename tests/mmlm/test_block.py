@@ -284,7 +284,7 @@ def test_changed_weights_are_folded_anew(change, twice, dtype):
 
 def test_each_dtype_is_folded_for_itself():
     block = a_block()
-    assert [block.folded(dtype).o.dtype for dtype in (torch.float32, torch.bfloat16, torch.float32)] == [
+    assert [block.folded(dtype).o.weight.dtype for dtype in (torch.float32, torch.bfloat16, torch.float32)] == [
         torch.float32,
         torch.bfloat16,
         torch.float32,
@@ -295,13 +295,16 @@ def test_threads_that_fold_at_once_all_get_theirs():
     block = a_block()
     dtypes = [torch.float32, torch.bfloat16] * 40
     with ThreadPoolExecutor(8) as threads:
-        assert [folded.o.dtype for folded in threads.map(block.folded, dtypes)] == dtypes
+        assert [folded.o.weight.dtype for folded in threads.map(block.folded, dtypes)] == dtypes
 
 
 def test_in_training_nothing_folded_is_kept():
     block = a_block()
     folded = block.folded(torch.float32)
-    assert not any(part.requires_grad for part in (*folded.q, *folded.gate_up, folded.o, folded.down))
+    products = folded.q, folded.gate_up, folded.o, folded.down
+    assert not any(
+        its.requires_grad for product in products for its in (product.weight, product.bias) if its is not None
+    )
     block(torch.randn(1, 2, D), *seen(block, 1, 7), None, None)
     assert block.kept is None
     assert not any("kept" in name for name in block.state_dict())
