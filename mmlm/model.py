@@ -200,6 +200,8 @@ class MultimodalLM(Pretrained):
         self.training = mode
         self.adapter.train(mode)
         train_tuned(self, mode)
+        if mode:
+            self.packing.forget()
         return self
 
     # -- from tokens to logits ----------------------------------------------------------------------------------------

@@ -1,16 +1,16 @@
 """Frozen weights on a CPU, laid out once as oneDNN's products of a few rows read them fastest.
 
-A token of several rows is a few rows, and torch's own product then takes up to twice as long as it takes to read its
-weights. Of 8 rows a packed product of 512 x 512 takes 1.1 (fp32) or 0.7 (bf16) of the time, of 1,376 x 512 0.9 or 0.66,
-of 2,048 x 2,048 0.6 or 0.8, of 32,000 x 512 0.46. One row takes as long either way, and what is narrow gains nothing.
+A token of several texts is a few rows, and torch's own product of those takes up to twice as long as reading its
+weights does. Of 8 rows a packed product of 512 x 512 takes 1.1 (fp32) or 0.7 (bf16) of the time, of 1,376 x 512 0.9 or
+0.66, of 2,048 x 2,048 0.6 or 0.8, of 32,000 x 512 0.46. One row takes as long either way, what is narrow in fp32, too.
 
-Sums are those of the other product to rounding. So of the decoder only `generate` takes it, and only with images: a
-forward's logits, and what is generated without an image, are the base decoder's, bit for bit; outside of it the
-decoder's modules are as they were loaded. What runs for tokens that see an image alone, as a gated block, may always
-have it.
+Sums are those of the other product to rounding. So of the decoder only the tokens that `generate` adds take it, and
+only where every row has an image: a forward's logits, and what is generated without an image, are the base decoder's,
+bit for bit; outside of it the decoder's modules are as they were loaded. What runs for tokens that see an image alone,
+as a gated block, may always have it.
 
 torch's operators for it are private: where they are missing, or say other than they should, nothing is packed. Packed
-weights stand beside the plain ones, which other products need: a copy more, of a decoder of at most an eighth of the
+weights stand beside the plain ones, which other products need: a copy more, of the decoder at most an eighth of the
 machine's memory.
 
 N rows, V features that come out, D that go in.
@@ -20,8 +20,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
+from itertools import chain
+from pathlib import Path
 from threading import Lock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import psutil
 import torch
@@ -35,94 +38,112 @@ LEAST = {torch.float32: 2**19, torch.bfloat16: 2**17}  # weights of a product fr
 FEW = {torch.float32: 4, torch.bfloat16: 2}  # rows from which it is
 MANY = 64  # rows up to which it is
 SHARE = 8  # the part of the machine's memory that one decoder's packed weights may take
+LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container
 
-_PACKING: ContextVar["dict[Packed, Tensor | None] | None"] = ContextVar("mmlm_packing", default=None)
-_ATTACHING = Lock()
+_LOCK = Lock()
+# In this thread: whose products are packed, and what was found of them in this generation.
+_PACKING: ContextVar["tuple[Packing, dict[nn.Linear, Tensor | None]] | None"] = ContextVar("mmlm_packing", default=None)
 
 
 class Packing:
-    """A decoder's products, output embedding first, that have another forward while something is generated.
+    """A decoder's packed weights, and the forwards that its products have while something is generated.
 
     Args:
-        layers: the decoder's, of which each product counts.
+        layers: the decoder's, whose products count beside its output embedding.
     """
 
     def __init__(self, decoder: PreTrainedModel, layers: Iterable[nn.Module]) -> None:
-        left = psutil.virtual_memory().total // SHARE
-        self.products: list[Packed] = []
+        self.decoder, self.layers = decoder, layers
+        self.kept: WeakKeyDictionary[nn.Linear, tuple[State, Tensor]] = WeakKeyDictionary()
+        self.attached: list[Packed] = []
         self.inside = 0  # generations, in all threads
-        output: Any = decoder.get_output_embeddings()
-        for product in dict.fromkeys([output, *(product for layer in layers for product in layer.modules())]):
-            if type(product) is nn.Linear and product.weight.nbytes <= left:
-                left -= product.weight.nbytes
-                self.products.append(Packed(product))
 
-    def __getstate__(self) -> dict[str, Any]:
-        """What is copied and pickled."""
-        return {**vars(self), "inside": 0}
+    def __reduce__(self) -> Any:
+        """What is copied and pickled: not what is packed, which follows from it."""
+        return Packing, (self.decoder, self.layers)
 
     @contextmanager
     def __call__(self, on: bool = True) -> Iterator[None]:
         """Within it, in this thread, packed weights are used, if `on`; the weights stay what they are."""
-        self.attach(1)
-        token = _PACKING.set({} if on else None)
+        token = _PACKING.set((self, {}) if on else None)
         try:
+            if on:
+                self.attach()
             yield
         finally:
+            if on:
+                self.detach()
             _PACKING.reset(token)
-            self.attach(-1)
 
-    def attach(self, more: int) -> None:
-        """So many more generations run: the first finds the products as they were loaded, and the last leaves them."""
-        with _ATTACHING:
-            was, self.inside = self.inside, self.inside + more
-            if was and self.inside:
-                return
-            for packed in self.products:
-                own = vars(packed.product)  # where accelerate's hooks put a forward, too
-                if more > 0:
-                    own.setdefault("forward", packed)
-                elif own.get("forward") is packed:
-                    del own["forward"]
+    def attach(self) -> None:
+        """The first of several generations finds the products as they were loaded."""
+        with _LOCK:
+            self.inside += 1
+            if self.inside == 1:
+                self.attached = [Packed(self, product) for product in self.products()]
+                for packed in self.attached:
+                    vars(packed.product).setdefault("forward", packed)  # accelerate's hooks put one there, too
+
+    def detach(self) -> None:
+        """The last leaves them so."""
+        with _LOCK:
+            self.inside -= 1
+            if self.inside == 0:
+                for packed in self.attached:
+                    if vars(packed.product).get("forward") is packed:
+                        del packed.product.forward
+                self.attached = []
+
+    def products(self) -> Iterator[nn.Linear]:
+        """What is to be packed: the output embedding, then as many of the layers' products as there is room for."""
+        left = memory() // SHARE
+        every = chain.from_iterable(layer.modules() for layer in self.layers)
+        for product in dict.fromkeys([self.decoder.get_output_embeddings(), *every]):
+            if isinstance(product, nn.Linear) and worth(product) and product.weight.nbytes <= left:
+                left -= product.weight.nbytes
+                yield product
+            else:
+                self.kept.pop(product, None)
+
+    def weights(self, product: nn.Linear) -> Tensor | None:
+        """A product's packed weights, packed anew if they are no longer what was packed."""
+        with _LOCK:  # that they are packed once
+            if not worth(product):
+                return None
+            kept, state = self.kept.get(product), State([product.weight])
+            if kept is None or kept[0] != state:
+                kept = None
+                self.kept.pop(product, None)  # its memory before that of the new one
+                kept = self.kept[product] = state, pack(product.weight)
+            return kept[1]
+
+    def forget(self) -> None:
+        """Frees what is packed."""
+        with _LOCK:
+            self.kept.clear()
 
 
 class Packed:
-    """The forward of a product: its own, or within `Packing` that of its packed weights.
+    """The forward of a product: its own, but for the tokens of a generation that is to take packed weights."""
 
-    They are packed when they are first of use, and again in a later generation if they are no longer what was packed.
-    """
+    def __init__(self, packing: Packing, product: nn.Linear) -> None:
+        self.packing, self.product = packing, product
 
-    def __init__(self, product: nn.Linear) -> None:
-        self.product = product
-        self.kept: tuple[State, Tensor] | None = None
+    def __call__(self, input: Tensor) -> Tensor:
+        """input [..., D] -> [..., V]."""
+        packed = self.packed(input)
+        return nn.Linear.forward(self.product, input) if packed is None else multiply(input, packed, self.product.bias)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """What is copied and pickled: not what is packed, which follows from it."""
-        return {**vars(self), "kept": None}
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """x [..., D] -> [..., V]."""
-        looked_at = None if torch.compiler.is_compiling() else _PACKING.get()
-        if looked_at is None or not few(x):
-            return nn.Linear.forward(self.product, x)
-        if self not in looked_at:  # once a generation, since it takes as long as many a product
-            looked_at[self] = self.packed()
-        packed = looked_at[self]
-        if packed is None or packed.dtype != x.dtype:
-            return nn.Linear.forward(self.product, x)
-        return multiply(x, packed, self.product.bias)
-
-    def packed(self) -> Tensor | None:
-        """The packed weights; None where the plain ones are as fast, or are not to be had."""
-        weight = self.product.weight
-        if not is_plain(self.product) or weight.requires_grad or not pays(weight):
-            self.kept = None
+    def packed(self, input: Tensor) -> Tensor | None:
+        """The weights to take; None: its own. A prompt has those, as in a forward."""
+        now = None if torch.compiler.is_compiling() else _PACKING.get()
+        if now is None or now[0] is not self.packing or not (input.dim() == 3 and input.shape[1] == 1 and few(input)):
             return None
-        kept, state = self.kept, State([weight])  # another thread may write self.kept at any moment
-        if kept is None or kept[0] != state:
-            kept = self.kept = None  # its memory before that of the new one
-            kept = self.kept = state, pack(weight)
-        return kept[1]
+        found = now[1]
+        if self.product not in found:  # looked at once a generation, since that takes as long as many a product
+            found[self.product] = self.packing.weights(self.product)
+        packed = found[self.product]
+        return None if packed is None or packed.dtype != input.dtype or input.requires_grad else packed
 
 
 class Fixed:
@@ -135,17 +156,23 @@ class Fixed:
         self.pays = pays(weight)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x [N, D] -> [N, V]."""
-        if not self.pays or not few(x):
+        """x [N, D] -> [N, V], without gradients."""
+        if not self.pays or x.dtype != self.weight.dtype or not few(x):
             return linear(x, self.weight, self.bias)
         if self.packed is None:
             self.packed = pack(self.weight)
         return multiply(x, self.packed, self.bias)
 
 
+def worth(product: nn.Linear) -> bool:
+    """Is the packed product of its weights faster, and what it would say itself?"""
+    return is_plain(product) and not product.weight.requires_grad and pays(product.weight)
+
+
 def few(x: Tensor) -> bool:
-    """Has x [..., D] as many rows as packed products are made for?"""
-    return FEW.get(x.dtype, MANY + 1) <= x.numel() // x.shape[-1] <= MANY
+    """Has x [..., D] as many rows as packed products are made for? They know nothing of autocast."""
+    rows = x.numel() // x.shape[-1] if x.shape[-1] else 0
+    return FEW.get(x.dtype, MANY + 1) <= rows <= MANY and not torch.is_autocast_enabled("cpu")
 
 
 def pays(weight: Tensor) -> bool:
@@ -178,3 +205,10 @@ def able(dtype: torch.dtype) -> bool:
     except (AttributeError, RuntimeError):  # NotImplementedError is one
         return False
     return made.dtype == dtype and torch.allclose(made.float(), linear(x, weight).float(), rtol=0.02, atol=0.05)
+
+
+@cache
+def memory() -> int:
+    """Bytes that this machine, or container, has."""
+    limits = [text for path in LIMITS if Path(path).is_file() and (text := Path(path).read_text().strip()).isdigit()]
+    return min([psutil.virtual_memory().total, *map(int, limits)])

@@ -17,6 +17,7 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from mmlm import store
 from mmlm.adapter import Adapter
 from mmlm.config import AdapterConfig
+from mmlm.packed import Packing
 from mmlm.processor import Processor
 from mmlm.recompute import Recompute
 from mmlm.splice import Splice
@@ -39,6 +40,7 @@ class Pretrained(PreTrainedModel, GenerationMixin):
     adapter: Adapter
     processor: Processor
     splice: Splice
+    packing: Packing
     recompute: Recompute
     trained: frozenset[str]
     dtypes: set[torch.dtype]
@@ -138,11 +140,13 @@ class Pretrained(PreTrainedModel, GenerationMixin):
         """Adds LoRA to the weights that it is for: nothing is left to compute. It can be saved as before."""
         for _, layer in tuned(self):
             layer.merge()
+        self.packing.forget()
 
     def unmerge_lora(self) -> None:
         """Takes LoRA out of the weights again, which are then what they were but for rounding."""
         for _, layer in tuned(self):
             layer.unmerge()
+        self.packing.forget()
 
     # -- trained with less memory -------------------------------------------------------------------------------------
 

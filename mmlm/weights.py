@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-SAMPLES = 64  # values of each weight that tell of writes that torch does not count: PEFT's, averages', of all values
+SAMPLES = 256  # values of each weight by which a write is noticed that torch does not count
 
 
 def is_plain(product: nn.Module) -> bool:
@@ -25,13 +25,20 @@ def is_hooked(module: nn.Module) -> bool:
 class State:
     """By what it is noticed that weights are no longer those that something was made of.
 
-    Where they lie, how often torch saw them written, and some of their values: writes through `.data` are not counted.
+    Where they lie, how often torch saw them written, and some of their values: writes through `.data` are not counted,
+    as PEFT's are, which merges so.
     """
 
     def __init__(self, weights: Sequence[Tensor], *more: Any) -> None:
         writes = [0 if weight.is_inference() else weight._version for weight in weights]
         self.counts = more, [(w.data_ptr(), w.dtype, w.device, n) for w, n in zip(weights, writes, strict=True)]
-        self.values = torch.cat([w.detach().flatten()[:: 1 + w.numel() // SAMPLES].float() for w in weights])
+        self.values = torch.cat([w.detach().flatten()[:: stride(w)].float() for w in weights])
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, State) and self.counts == other.counts and torch.equal(self.values, other.values)
+
+
+def stride(weight: Tensor) -> int:
+    """How far the samples of a weight lie from each other: spread over its columns as over its rows."""
+    across, step = weight.shape[-1] if weight.dim() else 1, weight.numel() // SAMPLES
+    return max(1, step if step < across else step - step % across + (int(across * 0.618) | 1))
