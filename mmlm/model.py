@@ -299,8 +299,13 @@ class MultimodalLM(Pretrained):
             kwargs.setdefault("tokenizer", self.processor.tokenizer)
         assistant = kwargs.get("assistant_model")
         helped = drafting(self, assistant, kwargs) if isinstance(assistant, MultimodalLM) else nullcontext()
-        with helped, self.looking(kwargs), self.packing(self.splice.all_see):
+        with helped, self.looking(kwargs), self.packing(self.rows_of(kwargs) if self.splice.all_see else 0):
             return self.decoder.generate(**kwargs)  # type: ignore[operator]  # of a mixin that subclasses have
+
+    def rows_of(self, kwargs: Mapping[str, Any]) -> int:
+        """Of a token that `generate` adds: of each prompt as many as there are beams, or sequences that are drawn."""
+        prompts = next((kwargs[name] for name in IDS if kwargs.get(name) is not None), ())
+        return len(prompts) * max(self.setting(kwargs, name) or 1 for name in ("num_beams", "num_return_sequences"))
 
     def stream(self, images: Any = None, prompt: Text = "", **kwargs: Any) -> Iterator[str]:
         """Yields the text of `generate` piece by piece, as it is made; when it is read no further, generation ends."""

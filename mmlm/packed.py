@@ -1,8 +1,9 @@
 """Frozen weights on a CPU, laid out once as oneDNN's products of a few rows read them fastest.
 
 A token of several texts is a few rows, and torch's own product of those takes up to twice as long as reading its
-weights does. Of 8 rows a packed product of 512 x 512 takes 1.1 (fp32) or 0.7 (bf16) of the time, of 1,376 x 512 0.9 or
-0.66, of 2,048 x 2,048 0.6 or 0.8, of 32,000 x 512 0.46. One row takes as long either way, what is narrow in fp32, too.
+weights does. Of `generate` with 8 rows a random Llama without images takes, when it is packed, 0.82 (fp32) and 0.84
+(bf16) of the time at a width of 512, 0.65 and 0.81 at 1,024, in fp32 0.54 at 2,048. One row takes as long either way,
+and so do narrow products in fp32.
 
 Sums are those of the other product to rounding. So of the decoder only the tokens that `generate` adds take it, and
 only where every row has an image: a forward's logits, and what is generated without an image, are the base decoder's,
@@ -34,7 +35,7 @@ from transformers import PreTrainedModel
 
 from mmlm.weights import State, is_plain
 
-LEAST = {torch.float32: 2**19, torch.bfloat16: 2**17}  # weights of a product from which it is the faster
+LEAST = {torch.float32: 2**20, torch.bfloat16: 2**17}  # weights of a product from which it is the faster
 FEW = {torch.float32: 4, torch.bfloat16: 2}  # rows from which it is
 MANY = 64  # rows up to which it is
 SHARE = 8  # the part of the machine's memory that one decoder's packed weights may take
@@ -63,8 +64,9 @@ class Packing:
         return Packing, (self.decoder, self.layers)
 
     @contextmanager
-    def __call__(self, on: bool = True) -> Iterator[None]:
-        """Within it, in this thread, packed weights are used, if `on`; the weights stay what they are."""
+    def __call__(self, rows: int = MANY) -> Iterator[None]:
+        """Within it, in this thread, packed weights are used, if they are made for so many rows; 0: they are not."""
+        on = min(FEW.values()) <= rows <= MANY
         token = _PACKING.set((self, {}) if on else None)
         try:
             if on:

@@ -14,7 +14,7 @@ from mmlm import packed
 from mmlm.packed import FEW, LEAST, MANY, Fixed, Packing, able
 
 needed = pytest.mark.skipif(not able(torch.float32), reason="this torch has no packed products")
-WIDE = 2**13  # words: with a width of 64 as many weights as are worth it
+WIDE = 2**14  # words: with a width of 64 as many weights as are worth it
 assert LEAST[torch.float32] == 64 * WIDE
 
 
@@ -72,6 +72,14 @@ def test_it_is_the_plain_product(rows, dtype, bias, head, packing):
         assert its.shape == (rows, 1, WIDE) and its.dtype == dtype
         assert (its.double() - exact).abs().max() <= 2 * plain
     assert fixed.packed is not None
+
+
+@pytest.mark.parametrize("rows", [0, 1, MANY + 1])
+def test_where_no_token_is_of_few_rows_nothing_is_attached(rows, head, packing):
+    with packing(rows):
+        assert "forward" not in vars(head)
+        head(rows_of(8))
+    assert not packing.kept
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -185,7 +193,7 @@ def test_afterwards_a_product_is_as_it_was(head, packing):
     x, together = rows_of(8), Barrier(4)
 
     def generate(images):
-        with packing(images):
+        with packing(8 if images else 0):
             together.wait(60)
             made = head(x)
             together.wait(60)
@@ -193,7 +201,7 @@ def test_afterwards_a_product_is_as_it_was(head, packing):
 
     with packing():
         made = head(x)
-        with packing(False):
+        with packing(0):
             assert torch.equal(head(x), linear(x, head.weight))
         assert torch.equal(head(x), made)
     packing.forget()
@@ -318,8 +326,13 @@ def test_generate_takes_it_where_every_row_has_an_image(whole, tiny_decoder, pic
     plain = bare.generate(batch["input_ids"], attention_mask=batch["attention_mask"], **HOW)
     assert all(torch.equal(one[7], other[7]) for one, other in zip(said.logits, plain.logits, strict=True))
     assert not whole.packing.kept
-    whole.generate(**whole.processor(picture(0), "<image>What is it?"), **HOW)
+    one = whole.processor(picture(0), "<image>What is it?")
+    whole.generate(**one, **HOW)
     assert not whole.packing.kept, "one row is as fast without"
+    for more in ({"num_beams": 4}, {"num_return_sequences": 4, "do_sample": True}):
+        whole.generate(**one, **HOW | more)
+        assert whole.packing.kept
+        whole.packing.forget()
 
 
 @needed
