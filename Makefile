@@ -1,6 +1,6 @@
 # make setup        .venv with everything in it; all other targets see to what they need themselves
 # make quickstart   fetch, fine-tune, evaluate, show (ARGS="..." goes to `mmlm quickstart`)
-# make test         the fast tests (ARGS="..." goes to pytest)
+# make test         the fast tests, two files at once (ARGS="..." goes to pytest: ARGS="-n 0 --pdb")
 # make test-slow    the slow ones;  make test-all: both
 # make families     every decoder of the installed transformers, the slow ones too; writes docs/decoders.md
 # make backbones    a network of each family of the installed timm and open_clip; writes docs/backbones.md
@@ -35,7 +35,7 @@ quickstart: $(USER)
 	$(BIN)/mmlm quickstart $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile $(ARGS)
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow $(ARGS)

@@ -196,7 +196,10 @@ class MultimodalLM(Pretrained):
         return model.eval()
 
     def train(self, mode: bool = True) -> "MultimodalLM":
-        """As in torch, for the adapter and LoRA alone: the frozen parts stay in eval mode."""
+        """As in torch, for the adapter and LoRA alone: the frozen parts stay in eval mode.
+
+        Training frees the weights that `generate` packed.
+        """
         self.training = mode
         self.adapter.train(mode)
         train_tuned(self, mode)

@@ -1,24 +1,24 @@
 """Frozen weights on a CPU, laid out once as oneDNN's products of a few rows read them fastest.
 
 A token of several texts is a few rows, and torch's own product of those takes up to twice as long as reading its
-weights does. Of `generate` with 8 rows a random Llama without images takes, when it is packed, 0.82 (fp32) and 0.84
-(bf16) of the time at a width of 512, 0.65 and 0.81 at 1,024, in fp32 0.54 at 2,048. One row takes as long either way,
-and so do narrow products in fp32.
+weights does. `generate` of a random Llama, 8 rows, was measured with all its products packed and with none: it took
+0.82 (fp32) and 0.84 (bf16) of the time at a width of 512, 0.65 and 0.81 at 1,024, in fp32 0.54 at 2,048. One row takes
+as long either way, and so do narrow products in fp32.
 
-Sums are those of the other product to rounding. So of the decoder only the tokens that `generate` adds take it, and
-only where every row has an image: a forward's logits, and what is generated without an image, are the base decoder's,
-bit for bit; outside of it the decoder's modules are as they were loaded. What runs for tokens that see an image alone,
-as a gated block, may always have it.
+Sums are those of the other product to rounding. So of the decoder only `generate` takes it, for a token a row, and only
+where every row has an image: a forward's logits, and what is generated without an image, are the base decoder's, bit
+for bit; outside of it the decoder's modules are as they were loaded. What runs for tokens that see an image alone, as a
+gated block, may always have it.
 
 torch's operators for it are private: where they are missing, or say other than they should, nothing is packed. Packed
 weights stand beside the plain ones, which other products need: a copy more, of the decoder at most an eighth of the
-machine's memory.
+memory that machine or container has.
 
 N rows, V features that come out, D that go in.
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import cache
 from itertools import chain
@@ -66,25 +66,28 @@ class Packing:
     @contextmanager
     def __call__(self, rows: int = MANY) -> Iterator[None]:
         """Within it, in this thread, packed weights are used, if they are made for so many rows; 0: they are not."""
-        on = min(FEW.values()) <= rows <= MANY
+        on = few(self.decoder.dtype, rows)
+        if on:
+            self.attach()
         token = _PACKING.set((self, {}) if on else None)
         try:
-            if on:
-                self.attach()
             yield
         finally:
+            _PACKING.reset(token)
             if on:
                 self.detach()
-            _PACKING.reset(token)
 
     def attach(self) -> None:
         """The first of several generations finds the products as they were loaded."""
         with _LOCK:
-            self.inside += 1
-            if self.inside == 1:
-                self.attached = [Packed(self, product) for product in self.products()]
+            if not self.inside:
+                found = list(self.products())
+                for gone in set(self.kept) - set(found):
+                    del self.kept[gone]
+                self.attached = [Packed(self, product) for product in found]
                 for packed in self.attached:
                     vars(packed.product).setdefault("forward", packed)  # accelerate's hooks put one there, too
+            self.inside += 1
 
     def detach(self) -> None:
         """The last leaves them so."""
@@ -92,7 +95,7 @@ class Packing:
             self.inside -= 1
             if self.inside == 0:
                 for packed in self.attached:
-                    if vars(packed.product).get("forward") is packed:
+                    if isinstance(vars(packed.product).get("forward"), Packed):
                         del packed.product.forward
                 self.attached = []
 
@@ -104,8 +107,6 @@ class Packing:
             if isinstance(product, nn.Linear) and worth(product) and product.weight.nbytes <= left:
                 left -= product.weight.nbytes
                 yield product
-            else:
-                self.kept.pop(product, None)
 
     def weights(self, product: nn.Linear) -> Tensor | None:
         """A product's packed weights, packed anew if they are no longer what was packed."""
@@ -137,15 +138,16 @@ class Packed:
         return nn.Linear.forward(self.product, input) if packed is None else multiply(input, packed, self.product.bias)
 
     def packed(self, input: Tensor) -> Tensor | None:
-        """The weights to take; None: its own. A prompt has those, as in a forward."""
+        """The weights to take; None: its own. Several tokens of a row, as a prompt's, have those."""
         now = None if torch.compiler.is_compiling() else _PACKING.get()
-        if now is None or now[0] is not self.packing or not (input.dim() == 3 and input.shape[1] == 1 and few(input)):
+        token = input.dim() == 3 and input.shape[1] == 1 and not input.requires_grad
+        if now is None or now[0] is not self.packing or not (token and few(input.dtype, len(input))):
             return None
         found = now[1]
         if self.product not in found:  # looked at once a generation, since that takes as long as many a product
             found[self.product] = self.packing.weights(self.product)
         packed = found[self.product]
-        return None if packed is None or packed.dtype != input.dtype or input.requires_grad else packed
+        return None if packed is None or packed.dtype != input.dtype else packed
 
 
 class Fixed:
@@ -159,7 +161,7 @@ class Fixed:
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [N, D] -> [N, V], without gradients."""
-        if not self.pays or x.dtype != self.weight.dtype or not few(x):
+        if not self.pays or x.dtype != self.weight.dtype or not few(x.dtype, len(x)):
             return linear(x, self.weight, self.bias)
         if self.packed is None:
             self.packed = pack(self.weight)
@@ -171,10 +173,9 @@ def worth(product: nn.Linear) -> bool:
     return is_plain(product) and not product.weight.requires_grad and pays(product.weight)
 
 
-def few(x: Tensor) -> bool:
-    """Has x [..., D] as many rows as packed products are made for? They know nothing of autocast."""
-    rows = x.numel() // x.shape[-1] if x.shape[-1] else 0
-    return FEW.get(x.dtype, MANY + 1) <= rows <= MANY and not torch.is_autocast_enabled("cpu")
+def few(dtype: torch.dtype, rows: int) -> bool:
+    """Are packed products made for so many rows? They know nothing of autocast."""
+    return FEW.get(dtype, MANY + 1) <= rows <= MANY and not torch.is_autocast_enabled("cpu")
 
 
 def pays(weight: Tensor) -> bool:
@@ -202,15 +203,19 @@ def able(dtype: torch.dtype) -> bool:
         return False
     draws = torch.Generator("cpu").manual_seed(0)
     x, weight = (torch.randn(rows, 64, generator=draws, device="cpu").to(dtype) for rows in (FEW[dtype], 96))
-    try:
-        made = multiply(x, pack(weight), None)
-    except (AttributeError, RuntimeError):  # NotImplementedError is one
-        return False
-    return made.dtype == dtype and torch.allclose(made.float(), linear(x, weight).float(), rtol=0.02, atol=0.05)
+    with torch.autocast("cpu", enabled=False):
+        try:
+            made = multiply(x, pack(weight), None)
+        except (AttributeError, RuntimeError):  # NotImplementedError is one
+            return False
+        return made.dtype == dtype and torch.allclose(made.float(), linear(x, weight).float(), rtol=0.02, atol=0.05)
 
 
 @cache
 def memory() -> int:
     """Bytes that this machine, or container, has."""
-    limits = [text for path in LIMITS if Path(path).is_file() and (text := Path(path).read_text().strip()).isdigit()]
-    return min([psutil.virtual_memory().total, *map(int, limits)])
+    least = psutil.virtual_memory().total
+    for path in LIMITS:
+        with suppress(OSError, ValueError):  # there is none, or it is "max"
+            least = min(least, int(Path(path).read_text()))
+    return least

@@ -186,6 +186,7 @@ class Pretrained(PreTrainedModel, GenerationMixin):
         """As in torch. ValueError for a decoder that its device_map has spread over several devices."""
         if len(set((spread := getattr(self, "hf_device_map", {})).values())) > 1:
             raise ValueError(f"to{args}: device_map has put the decoder on {spread}; load it without one to move it")
+        self.packing.forget()
         return super().to(*args, **kwargs)
 
     @property

@@ -11,9 +11,14 @@ SAMPLES = 256  # values of each weight by which a write is noticed that torch do
 
 def is_plain(product: nn.Module) -> bool:
     """Is it a product with its weight and no more? Not so with LoRA or hooks around it, or its weight elsewhere."""
-    whole = type(product) is nn.Linear and product.weight.shape == (product.out_features, product.in_features)
-    here = whole and type(product.weight) in (Tensor, nn.Parameter)  # quantized ones are of other types
-    return here and not is_hooked(product)
+    weight: Any = getattr(product, "weight", None)
+    if type(product) is not nn.Linear or type(weight) not in (
+        Tensor,
+        nn.Parameter,
+    ):  # quantized ones are of other types
+        return False
+    whole = weight.layout is torch.strided and weight.shape == (product.out_features, product.in_features)
+    return whole and not is_hooked(product)
 
 
 def is_hooked(module: nn.Module) -> bool:
@@ -25,8 +30,8 @@ def is_hooked(module: nn.Module) -> bool:
 class State:
     """By what it is noticed that weights are no longer those that something was made of.
 
-    Where they lie, how often torch saw them written, and some of their values: writes through `.data` are not counted,
-    as PEFT's are, which merges so.
+    Where they lie, how often torch saw them written, and some of their values: torch counts no writes through `.data`,
+    as which PEFT merges.
     """
 
     def __init__(self, weights: Sequence[Tensor], *more: Any) -> None:
@@ -40,5 +45,5 @@ class State:
 
 def stride(weight: Tensor) -> int:
     """How far the samples of a weight lie from each other: spread over its columns as over its rows."""
-    across, step = weight.shape[-1] if weight.dim() else 1, weight.numel() // SAMPLES
+    across, step = weight.shape[-1] if weight.dim() and weight.numel() else 1, weight.numel() // SAMPLES
     return max(1, step if step < across else step - step % across + (int(across * 0.618) | 1))

@@ -11,6 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from mmlm.block import GatedBlock, attend
 from mmlm.config import AdapterConfig
+from mmlm.weights import State
 
 D, M = 32, 24
 
@@ -280,6 +281,20 @@ def test_changed_weights_are_folded_anew(change, twice, dtype):
         fresh.kept = None
         assert torch.equal(after(hidden, k, v, None, None), fresh.folded(dtype)(hidden, k, v, None, None))
         assert change is CHANGES["to 16 bits"] or not torch.equal(after(hidden, k, v, None, None), was)
+
+
+@pytest.mark.parametrize("shape", [(64, 0), (1,), (), (512, 512), (300, 700), (4096, 8), (3, 5000)])
+def test_samples_of_a_weight_lie_in_all_its_rows_and_columns(shape):
+    """A write to an eighth of either is noticed."""
+    weight = torch.zeros(shape)
+    before = State([weight])
+    assert before == State([weight])
+    for side, length in enumerate(shape) if weight.numel() > 1 else ():
+        wide = max(1, length // 8)
+        for first in range(0, length - wide + 1, wide):
+            weight.data.narrow(side, first, wide).fill_(1)
+            assert before != State([weight])
+            weight.data.zero_()
 
 
 def test_each_dtype_is_folded_for_itself():

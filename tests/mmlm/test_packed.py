@@ -30,6 +30,10 @@ class Alone(nn.Module):
     def get_output_embeddings(self):
         return self.head
 
+    @property
+    def dtype(self):
+        return torch.float32 if self.head is None else self.head.weight.dtype
+
 
 @pytest.fixture
 def alone():
@@ -100,6 +104,7 @@ def test_prompts_and_what_has_gradients_are_not_packed(x, head, packing):
     with packing():
         made = head(x)
     assert torch.equal(made, linear(x, head.weight)) and made.requires_grad == x.requires_grad
+    assert not packing.kept
 
 
 @pytest.mark.parametrize(
@@ -112,18 +117,24 @@ def test_prompts_and_what_has_gradients_are_not_packed(x, head, packing):
         lambda head: head.to("meta"),
         lambda head: setattr(head, "weight", nn.Parameter(head.weight.as_subclass(Quantized), requires_grad=False)),
         lambda head: setattr(head, "weight", nn.Parameter(head.weight[1:].clone(), requires_grad=False)),
+        lambda head: setattr(head, "weight", nn.Parameter(head.weight.to_sparse(), requires_grad=False)),
+        lambda head: delattr(head, "weight"),
     ],
-    ids=["double", "half", "trained", "hooked", "meta", "quantized", "sharded"],
+    ids=["double", "half", "trained", "hooked", "meta", "quantized", "sharded", "sparse", "gone"],
 )
-def test_weights_that_are_not_worth_it_are_left_alone_and_forgotten(change, head, packing):
+def test_weights_that_are_not_worth_it_are_left_alone_and_forgotten(change, alone, head, packing, monkeypatch):
     with packing():
         head(rows_of(8))
     assert bool(packing.kept) == able(torch.float32)
     change(head)
+    monkeypatch.setattr(Alone, "dtype", torch.float32)
     with packing():
         assert "forward" not in vars(head)
         assert not packing.kept
         assert packing.weights(head) is None
+    alone.head = None
+    with packing():
+        assert packing.attached == []
 
 
 class Quantized(torch.Tensor):
@@ -136,10 +147,13 @@ def test_within_autocast_products_are_as_they_would_be(dtype, head, packing):
     """Inputs of one dtype, weights of the other."""
     head.to(dtype)
     fixed = Fixed(head.weight)
+    able.cache_clear()
     for x in (rows_of(8), rows_of(8, torch.bfloat16)):
         with torch.autocast("cpu", torch.bfloat16), packing():
             made, its = head(x), fixed(x[:, 0])
             assert torch.equal(made, linear(x, head.weight)) and torch.equal(its, linear(x[:, 0], head.weight))
+            assert able(dtype), "asked first within autocast"
+    assert not packing.kept and fixed.packed is None
     other = rows_of(8, torch.float32 if dtype == torch.bfloat16 else torch.bfloat16)
     with packing():
         head(rows_of(8, dtype))
@@ -188,7 +202,7 @@ def test_within_one_generation_it_is_looked_at_once(head, packing):
 
 
 @needed
-def test_afterwards_a_product_is_as_it_was(head, packing):
+def test_afterwards_a_product_is_as_it_was(head, packing, monkeypatch):
     """However many generations there were at once, in however many threads; a forward that others gave it stays."""
     x, together = rows_of(8), Barrier(4)
 
@@ -214,7 +228,11 @@ def test_afterwards_a_product_is_as_it_was(head, packing):
     assert "forward" not in vars(head)
     with pytest.raises(KeyError), packing():
         raise KeyError
-    assert "forward" not in vars(head)
+    monkeypatch.setattr(packed, "memory", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError), packing():
+        pass
+    monkeypatch.undo()
+    assert "forward" not in vars(head) and packing.inside == 0
     head.forward = own = lambda x: x
     with packing():
         assert head(x) is x
@@ -235,6 +253,7 @@ def test_what_another_decoder_says_meanwhile_is_its_own():
         second.packing.detach()
 
 
+@needed
 def test_no_more_than_the_machine_has_room_for(monkeypatch, tiny_decoder):
     """The output embedding before all, then as many of the layers' products as fit."""
     monkeypatch.setattr(packed, "LEAST", {torch.float32: 1})
@@ -271,6 +290,11 @@ def test_copies_and_pickles_pack_for_themselves(alone):
         assert list(other.packing.kept) == [other.head]
     with alone.packing():
         assert torch.equal(alone.head(x), made)
+        other = copy.deepcopy(alone)
+    for _ in range(2):  # the first finds the forward that was copied, and leaves none
+        with other.packing():
+            torch.testing.assert_close(other.head(x), made)
+        assert "forward" not in vars(other.head)
 
 
 @pytest.mark.parametrize("trouble", [AttributeError, NotImplementedError, RuntimeError])
