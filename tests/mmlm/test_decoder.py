@@ -216,7 +216,7 @@ def with_eyes(folder, tiny_vision, open_gates):
         ({"device_map": {"": "cpu"}}, lambda decoder: decoder.device.type == "cpu"),
         ({"device_map": "auto"}, lambda decoder: all(not p.is_meta for p in decoder.parameters())),
     ],
-    ids=str,
+    ids=lambda its: str(its) if isinstance(its, dict) else "",
 )
 @torch.no_grad()
 def test_settings_of_the_decoder_go_through(kwargs, holds, with_eyes, folder, picture):
