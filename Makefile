@@ -17,7 +17,7 @@ DEV := .venv/.dev# and what the tests need: torchao makes each start of transfor
 HARNESSES := .venv-harnesses/.made# lmms-eval, lm_eval and the hundred packages that they come with
 
 # Waiting OpenMP threads spin; where another process wants the core, that makes torch 5 to 15 times slower.
-export GOMP_SPINCOUNT = 0
+test test-slow families backbones zener zener-probe harnesses: export GOMP_SPINCOUNT = 0
 
 .PHONY: setup quickstart test test-slow test-all families backbones zener zener-probe harnesses check clean
 

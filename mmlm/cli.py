@@ -21,8 +21,10 @@ DISTRIBUTION = "mmlm-adapter"
 GROUP = "mmlm.commands"
 
 ENVIRONMENT = {  # of libraries under torch and transformers, which read it at first use; what is set already stands
-    # Spinning threads make torch 5 to 15 times slower as soon as another process wants their core.
-    "GOMP_SPINCOUNT": "0",
+    # By OpenMP's default waiting threads spin, which makes torch 5 to 15 times slower as soon as another process wants
+    # their core. If they sleep at once, at 0, waking them takes longer than many a product: fine-tuning took 1.4 times
+    # as long as with these 5 us, which cost 1.05 (fp32) to 1.4 (bf16) beside another process (docs/performance.md).
+    "GOMP_SPINCOUNT": "2000",
     # oneDNN's compiled kernels are kept for their shapes, of which training meets new ones at every step: most of the
     # thousand that are kept by default are never used again, and cost a gigabyte or two. With 64 a step takes 1.25
     # times as long.
