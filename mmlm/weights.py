@@ -12,13 +12,10 @@ SAMPLES = 256  # values of each weight by which a write is noticed that torch do
 def is_plain(product: nn.Module) -> bool:
     """Is it a product with its weight and no more? Not so with LoRA or hooks around it, or its weight elsewhere."""
     weight: Any = getattr(product, "weight", None)
-    if type(product) is not nn.Linear or type(weight) not in (
-        Tensor,
-        nn.Parameter,
-    ):  # quantized ones are of other types
+    here = type(weight) in (Tensor, nn.Parameter) and weight.layout is torch.strided  # quantized: of other types
+    if type(product) is not nn.Linear or not here:
         return False
-    whole = weight.layout is torch.strided and weight.shape == (product.out_features, product.in_features)
-    return whole and not is_hooked(product)
+    return weight.shape == (product.out_features, product.in_features) and not is_hooked(product)
 
 
 def is_hooked(module: nn.Module) -> bool:
@@ -30,8 +27,8 @@ def is_hooked(module: nn.Module) -> bool:
 class State:
     """By what it is noticed that weights are no longer those that something was made of.
 
-    Where they lie, how often torch saw them written, and some of their values: torch counts no writes through `.data`,
-    as which PEFT merges.
+    Where they lie, how often torch saw them written, and some of their values: torch does not count what is written
+    through `.data`, as PEFT does when it merges.
     """
 
     def __init__(self, weights: Sequence[Tensor], *more: Any) -> None:
