@@ -1,7 +1,7 @@
 # make setup        .venv with everything in it; all other targets see to what they need themselves
 # make quickstart   fetch, fine-tune, evaluate, show (ARGS="..." goes to `mmlm quickstart`)
 # make test         the fast tests, two files at once (ARGS="..." goes to pytest: ARGS="-n 0 --pdb")
-# make test-slow    the slow ones;  make test-all: both
+# make test-slow    the slow ones, likewise;  make test-all: both
 # make families     every decoder of the installed transformers, the slow ones too; writes docs/decoders.md
 # make backbones    a network of each family of the installed timm and open_clip; writes docs/backbones.md
 # make zener        token configurations compared, by a probe and by tuning the default decoder; writes docs/zener.md
@@ -38,7 +38,7 @@ test: setup
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile $(ARGS)
 
 test-slow: setup
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile $(ARGS)
 
 test-all: test test-slow
 
