@@ -64,6 +64,7 @@ def run_finetune(args: Namespace) -> None:
     from finetune.folder import has_run
     from finetune.options import resolved
     from finetune.run_config import RunConfig, check_run
+    from mmlm.cli import command
     from mmlm.launched import is_first
 
     folder = Path(args.folder)
@@ -82,8 +83,8 @@ def run_finetune(args: Namespace) -> None:
     if is_first() and done:
         print(
             f"{folder} has the adapter. Now with an image of your own:\n\n"
-            f"    mmlm caption IMAGE --model {folder}\n"
-            f'    mmlm ask IMAGE "..." --model {folder}\n'
+            f"    {command()} caption IMAGE --model {folder}\n"
+            f'    {command()} ask IMAGE "..." --model {folder}\n'
         )
     elif is_first():
         print(f"stopped, as asked; --resume goes on with {folder}", file=sys.stderr)

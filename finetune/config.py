@@ -284,6 +284,6 @@ def check_resumable(config: Any, folder: Path) -> None:
     for (name, value), (_, kept) in zip(leaves(config), leaves(read(type(config)(), folder)), strict=True):
         if value != kept and name.rpartition(".")[2] not in FREE:
             raise ValueError(
-                f"--{name} is {kept} in {folder / NAME}, not {value}: a run goes on with its own settings; "
-                f"leave --{name} out, or start over with --overwrite"
+                f"--{name} is {kept} in {folder / NAME}, and {value} as config and flags have it now: a run goes on "
+                f"with its own settings; give --{name} {kept}, or start over with --overwrite"
             )

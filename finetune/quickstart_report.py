@@ -13,6 +13,7 @@ from eval.scores import WAYS, Said, score
 from eval.tasks import TASKS
 from eval.vqa import accuracy_each, question_prior
 from finetune.folder import PAGE, TABLE
+from mmlm.cli import command
 from mmlm.samples import Sample
 from vision.files import whole_file
 from vision.images import identity
@@ -123,6 +124,6 @@ def show(folder: Path, report: Mapping[str, Any], cards: Mapping[str, Sequence[C
             print(f"{mark} {sample.question}\n    said {card.said!r}, right {sample.answer!r}")
     print(
         f"\n{folder / PAGE} shows {sum(map(len, cards.values()))} held-out images. Now with an image of your own:\n\n"
-        f"    mmlm caption IMAGE --model {folder}\n"
-        f'    mmlm ask IMAGE "what color is the shape?" --model {folder}\n'
+        f"    {command()} caption IMAGE --model {folder}\n"
+        f'    {command()} ask IMAGE "what color is the shape?" --model {folder}\n'
     )

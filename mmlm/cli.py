@@ -15,6 +15,8 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import EntryPoint, entry_points, version
+from pathlib import Path
+from shutil import which
 from typing import NoReturn
 
 DISTRIBUTION = "mmlm-adapter"
@@ -47,6 +49,12 @@ options:
   --version   the version
   --debug     anywhere on the line: show the traceback of an error
 """
+
+
+def command() -> str:
+    """What to type for `mmlm`: its path, where an environment has it that is not on the PATH."""
+    here = Path(sys.executable).with_name("mmlm")
+    return "mmlm" if which("mmlm") or not here.exists() else os.path.relpath(here)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

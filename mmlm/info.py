@@ -18,7 +18,7 @@ from mmlm import zoo
 from mmlm.adapter import Adapter
 from mmlm.config import AdapterConfig, fit_config
 from mmlm.decoder import active_parameters, expert_counts, find_layers
-from mmlm.names import CONFIG
+from mmlm.names import CONFIG, check_adapter
 from mmlm.trained import choose_trained
 from vision.backbone import MODULE, load_backbone
 from vision.encoder import VisionEncoder
@@ -84,6 +84,11 @@ class Info:
         seen = plan.embeddings * len(config.layers) * 2 * config.kv_heads * config.head_dim * 2
         return plan.embeddings, seen, overview + tile * len(plan.boxes)
 
+    @property
+    def fitted(self) -> int:
+        """Numbers of the adapter that are fitted before training, and saved with what is trained."""
+        return sum(buffer.numel() for buffer in self.parts["adapter"].buffers())
+
     def learnt(self, part: str) -> int:
         """How many parameters of a part are trained."""
         return sum(p.numel() for p in self.parts[part].parameters() if p.requires_grad)
@@ -103,6 +108,8 @@ def find_config(name: str, revision: str | None = None) -> PreTrainedConfig:
     if name in shipped():
         return AutoConfig.for_model(**json.loads(shipped()[name].read_text(encoding="utf-8")))
     name = zoo.located(name)
+    if "/" in name and not Path(name).exists():
+        check_adapter(name, revision)
     try:
         found = AutoConfig.from_pretrained(name, revision=revision)
     except (OSError, ValueError) as error:
@@ -185,7 +192,8 @@ def report(info: Info) -> str:
         f"{'frozen':12}"
         + "".join(f"{size(each * frozen):>10}" for each in BYTES.values())
         + "   on disk and in memory",
-        f"{'trained':12}{size(4 * rows[-1][-1]):>10}   on disk; in training {size(TRAINING * rows[-1][-1])} in memory",
+        f"{'trained':12}{size(4 * (rows[-1][-1] + info.fitted)):>10}   on disk, with what inputs are whitened by;"
+        f" in training {size(TRAINING * rows[-1][-1])} in memory",
         "",
         "image          embeddings   keys and values in 16 bits   features on disk",
     ]

@@ -43,6 +43,7 @@ class Processor(ProcessorMixin):
         mark: what stands for an image in a prompt.
         ocr: what reads the text in images: "rapidocr", a callable as `vision.ocr.Engine` says, or "" for none.
         ocr_tokens: most tokens of the text of one image.
+        system: what a chat begins with that has no system message of its own; None for nothing.
 
     Raises ValueError for a tokenizer that does not say where in the text its tokens are, and for an `ocr` that there is
     not; ImportError for one whose packages are missing.
@@ -56,6 +57,7 @@ class Processor(ProcessorMixin):
         mark: str = MARK,
         ocr: str | Engine = "",
         ocr_tokens: int = 256,
+        system: str | None = None,
     ) -> None:
         super().__init__(tokenizer, chat_template=tokenizer.chat_template)
         if not tokenizer.is_fast:
@@ -64,7 +66,7 @@ class Processor(ProcessorMixin):
                 "one of the library tokenizers, or a decoder that has one"
             )
         self.pyramid, self.detail, self.mark = pyramid or Pyramid(), detail, mark
-        self.ocr, self.ocr_tokens = ocr, ocr_tokens
+        self.ocr, self.ocr_tokens, self.system = ocr, ocr_tokens, system
 
     @property
     def ocr(self) -> str | Engine:
@@ -92,7 +94,7 @@ class Processor(ProcessorMixin):
         else:
             raise ValueError(f"{name}: made on a built decoder; make Processor(tokenizer) with that one's tokenizer")
         ocr = config.ocr if ocr is None else ocr
-        return cls(tokenizer, config.pyramid, config.detail, config.mark, ocr, config.ocr_tokens)
+        return cls(tokenizer, config.pyramid, config.detail, config.mark, ocr, config.ocr_tokens, config.system)
 
     def __call__(
         self,
@@ -349,12 +351,15 @@ class Processor(ProcessorMixin):
     ) -> str:
         """Chat messages through the decoder's own template, with a mark for each part `{"type": "image"}`.
 
-        Content is a string or a list of parts. Without a chat template the contents stand in lines of their own, and
-        what is generated in the next. `read` is what gives their tokens.
+        A chat without a system message gets the adapter's, `system`, with which it was trained. Content is a string or
+        a list of parts. Without a chat template the contents stand in lines of their own, and what is generated in the
+        next. `read` is what gives their tokens.
 
         Raises ValueError for what is no chat, naming the part that is none, and for a chat that the template refuses.
         """
         flat = flatten(messages, self.mark)
+        if self.system is not None and not any(message["role"] == "system" for message in flat[:1]):
+            flat = [{"role": "system", "content": self.system}, *flat]
         if self.tokenizer.chat_template is None and template is None:
             return "\n".join(message["content"] for message in flat) + "\n" * add_generation_prompt
         try:

@@ -71,7 +71,7 @@ def write_card(folder: Path, config: AdapterConfig, weights: Mapping[str, Tensor
         "its revision": config.revision or "main",
         "vision": ", ".join(config.eyes),
         "gated blocks before layers": ", ".join(map(str, config.layers)),
-        "parameters trained": f"{sum(tensor.numel() for tensor in weights.values()):,}",
+        "numbers in its file": f"{sum(tensor.numel() for tensor in weights.values()):,}",
         "also trained": ", ".join(config.unfreeze + ["LoRA"] * (config.lora is not None)) or "nothing",
         "data": ", ".join(config.data) or "not noted",
         **{name: f"{score:.3f}" for name, score in config.scores.items()},

@@ -34,9 +34,10 @@ def choose_trained(model: nn.Module, config: AdapterConfig) -> frozenset[str]:
     model.get_submodule("adapter").requires_grad_(True)  # peft freezes all but its own
     for pattern in config.unfreeze:
         if not (names := unfrozen(model, [pattern])):
+            every, part = [name for name, _ in model.named_parameters()], pattern.partition(".")[0]
             raise ValueError(
                 f"unfreeze: {pattern!r} matches no parameter; patterns are such as 'vision.*', 'decoder.*norm*' or '*' "
-                f"and parameters have names such as {next(name for name, _ in model.named_parameters())}"
+                f"and parameters have names such as {next((name for name in every if name.startswith(part)), every[0])}"
             )
         for name, parameter in model.named_parameters():
             if base_name(name) in names:

@@ -273,3 +273,14 @@ def test_a_flag_is_taken_wherever_it_stands_before_the_dashes(words):
     left = list(words)
     assert cli.take_flag(left, "--debug") == ("--debug" in words[:end])
     assert left == [word for word in words[:end] if word != "--debug"] + words[end:]
+
+
+def test_what_to_type_is_found_where_it_is_not_on_the_path(tmp_path, monkeypatch):
+    (tmp_path / "env").mkdir()
+    (tmp_path / "env" / "mmlm").touch(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "env" / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert cli.command() == "env/mmlm"
+    monkeypatch.setenv("PATH", str(tmp_path / "env"))
+    assert cli.command() == "mmlm"

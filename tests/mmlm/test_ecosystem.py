@@ -153,6 +153,20 @@ def test_pipeline_says_what_ask_says(run, picture, tmp_path):
     assert whole["generated_text"][-1]["role"] == "assistant"
 
 
+def test_a_chat_without_a_system_message_gets_the_adapters(run, picture):
+    config = AutoConfig.from_pretrained(run)
+    config.system = "Be brief."
+    model = MultimodalLM.from_pretrained(run, config=config)
+    asked, own = chat_about(picture(1)), [{"role": "system", "content": ""}]
+    want = model.processor(picture(1), model.messages("What is it?"))["input_ids"]
+    assert torch.equal(model.processor(None, asked)["input_ids"], want)
+    assert model.processor.apply_chat_template(asked).startswith("<|start|>system\nBe brief.<|end|>\n<|start|>user\n")
+    assert model.processor.apply_chat_template(own + asked).startswith("<|start|>system\n<|end|>\n<|start|>user\n")
+    model.save_pretrained(run)
+    [said] = pipeline("image-text-to-text", model=str(run))(text=asked, return_full_text=False, generate_kwargs=GREEDY)
+    assert said["generated_text"].strip() == model.ask(picture(1), "What is it?", **GREEDY)
+
+
 def test_pipeline_tells_what_is_written(run, picture):
     pipe = pipeline("image-text-to-text", model=str(run))
     plain = pipe.model.ask(picture(1), "What is it?", **GREEDY)

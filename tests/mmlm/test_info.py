@@ -112,6 +112,21 @@ def test_what_is_no_model_is_refused(name, capsys):
     assert said.startswith(f"mmlm: {name}: no config of a decoder or a saved adapter") and "gpt4-rumour" in said
 
 
+@pytest.mark.parametrize("name", ["runs/nope", "./nope", "/nope/nope"])
+def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(name, capsys):
+    assert cli.main(["info", name]) == 1
+    assert capsys.readouterr().err.startswith(f"mmlm: {name}: no such folder")
+
+
+def test_the_file_is_as_large_as_is_told(folder, make_model, tiny_decoder, tmp_path):
+    info, model = (
+        inspect(folder, vision="timm/test_efficientnet", layers=[1, 3]),
+        make_model(tiny_decoder(), layers=[1, 3]),
+    )
+    told = 4 * (sum(map(info.learnt, info.parts)) + info.fitted)
+    assert told == sum(tensor.nbytes for tensor in model.saved().values())
+
+
 def test_the_shipped_configurations_are_all_of_decoders():
     assert list(shipped()) == ["gpt4-rumour"]
     assert isinstance(inspect("gpt4-rumour", every=60).config, AdapterConfig)
