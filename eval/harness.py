@@ -14,10 +14,10 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCrit
 from eval.likelihood import Likelihood, log_likelihoods, media_shown
 from mmlm.config import AdapterConfig
 from mmlm.data import Turn
-from mmlm.messages import Message, Text, shorten
+from mmlm.messages import Message, Text, begun, shorten
 from mmlm.model import MultimodalLM
 from mmlm.names import MARK
-from mmlm.turns import asking, message_of, system
+from mmlm.turns import asking, message_of
 from vision.images import Source, open_image
 
 Chat = tuple[list[Message], list[Source]]
@@ -47,8 +47,7 @@ def chat_of(config: AdapterConfig, messages: Sequence[Mapping[str, Any]]) -> Cha
         shown = [image_of(part) for part in parts if part["type"] != "text"]
         chat.append({"role": message["role"], "content": placed(config, message["role"], parts, len(shown))})
         images += shown
-    begun = [] if chat and chat[0]["role"] == "system" else system(config)
-    return begun + chat, images
+    return begun(chat, config.system), images
 
 
 def image_of(part: Mapping[str, Any]) -> Source:

@@ -20,6 +20,13 @@ def is_one(text: Any) -> bool:
     return isinstance(text, str | dict) or (bool(text) and isinstance(text[0], dict))
 
 
+def begun(chat: Sequence[Message], system: str | None) -> list[Message]:
+    """The chat, after a system message of these words if it has none of its own; None for none."""
+    if system is None or (chat and chat[0]["role"] == "system"):
+        return list(chat)
+    return [{"role": "system", "content": system}, *chat]
+
+
 def flatten(chat: Any, mark: str) -> list[Message]:
     """Messages whose content is one string each, `mark` for each image. ValueError, naming the part that is none."""
     if not isinstance(chat, list | tuple):

@@ -70,8 +70,9 @@ class MultimodalLM(Pretrained):
         self.decoder, self.vision = decoder, vision.to(device)
         self.adapter = Adapter(config).to(device)
         ocr = config.ocr if ocr is None else ocr
-        told = ocr, config.ocr_tokens, config.system
-        self.processor = Processor(tokenizer, vision.pyramid, vision.detail, config.mark, *told)
+        self.processor = Processor(
+            tokenizer, vision.pyramid, vision.detail, config.mark, ocr, config.ocr_tokens, config.system
+        )
         layers = find_layers(decoder)
         self.splice = Splice(decoder, layers, config.layers)
         self.packing = Packing(decoder, layers)

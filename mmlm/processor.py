@@ -24,7 +24,7 @@ from mmlm.config import AdapterConfig
 from mmlm.decoder import load_tokenizer
 from mmlm.marked import Marked, apart, lines_of_its_own, tokens_of
 from mmlm.media import KEYS, collate
-from mmlm.messages import Message, Text, flatten, images_of_rows, is_one, pictures, shorten
+from mmlm.messages import Message, Text, begun, flatten, images_of_rows, is_one, pictures, shorten
 from mmlm.names import CONFIG, MARK
 from vision.encoder import prepare
 from vision.images import Source
@@ -357,9 +357,7 @@ class Processor(ProcessorMixin):
 
         Raises ValueError for what is no chat, naming the part that is none, and for a chat that the template refuses.
         """
-        flat = flatten(messages, self.mark)
-        if self.system is not None and not any(message["role"] == "system" for message in flat[:1]):
-            flat = [{"role": "system", "content": self.system}, *flat]
+        flat = begun(flatten(messages, self.mark), self.system)
         if self.tokenizer.chat_template is None and template is None:
             return "\n".join(message["content"] for message in flat) + "\n" * add_generation_prompt
         try:

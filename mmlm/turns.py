@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from mmlm.config import AdapterConfig
 from mmlm.data.sample import Sample, Turn
 from mmlm.marked import Marked
-from mmlm.messages import Message
+from mmlm.messages import Message, begun
 from mmlm.names import MARK
 from mmlm.processor import Processor
 
@@ -17,12 +17,7 @@ def asking(config: AdapterConfig, question: str, images: int = 1) -> list[Messag
     shown: list[Message] = [{"type": "image"}] * images
     words: list[Message] = [{"type": "text", "text": question}]
     content = words + shown if config.image_last else shown + words
-    return [*system(config), {"role": "user", "content": content}]
-
-
-def system(config: AdapterConfig) -> list[Message]:
-    """The message that chats begin with, if the adapter's config has one."""
-    return [] if config.system is None else [{"role": "system", "content": config.system}]
+    return begun([{"role": "user", "content": content}], config.system)
 
 
 def messages_of(config: AdapterConfig, sample: Sample) -> list[Message]:
@@ -34,12 +29,11 @@ def messages_of(config: AdapterConfig, sample: Sample) -> list[Message]:
     if not any(turn.role == "user" for turn in turns):
         raise ValueError("nobody asks before the last answer; it needs a turn of the user's before it")
     first = next(place for place, turn in enumerate(turns) if turn.role == "user")
-    begun = system(config) if turns[0].role != "system" else []
     said = [
         asking(config, turn.text, len(sample.images))[-1] if place == first and not sample.marks else message_of(turn)
         for place, turn in enumerate(turns)
     ]
-    return begun + said
+    return begun(said, config.system)
 
 
 def message_of(turn: Turn) -> Message:

@@ -21,10 +21,10 @@ from eval.settings import EvalConfig
 from eval.shots import Chooser, at_random, choose, few, others
 from eval.tasks import TASKS
 from mmlm.data import Sample, Turn, open_data
-from mmlm.messages import pictures
+from mmlm.messages import begun, pictures
 from mmlm.model import MultimodalLM
 from mmlm.samples import asked
-from mmlm.turns import asking, system
+from mmlm.turns import asking
 from vision.features import FeatureCache
 from vision.images import ImageError
 
@@ -42,7 +42,7 @@ def said(text):
 
 def chat(config, *turns, last):
     """What a person would write: (image, question, answer) in turn, and the last image and question."""
-    messages = system(config)
+    messages = begun([], config.system)
     for image, question, answer in (*turns, (*last, None)):
         (message,) = asking(config, question, 1)[-1:]
         parts = [part | ({"image": image} if part["type"] == "image" else {}) for part in message["content"]]
